@@ -1,0 +1,49 @@
+//! What a host needs to know to start, and the bounds that keep its parts consistent with each other.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use braid_proto::id::ClusterId;
+use braid_proto::pb::Domain;
+
+/// Length of one raft tick. Heartbeats and elections are counted in ticks; etcd's 100 ms heartbeat is one tick.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Ticks between a leader's heartbeats.
+pub const HEARTBEAT_TICKS: usize = 1;
+/// Ticks without a leader before a follower campaigns (raft adds up to as much again at random).
+pub const ELECTION_TICKS: usize = 10;
+/// How long a store promises to support another one after it received the request (rule O8). The margin of two ticks
+/// below the election timeout covers tick granularity and clock rates.
+pub const SUPPORT: Duration = Duration::from_millis(800);
+/// How often support is asked for. Three requests fit into one support period, so one lost message costs nothing.
+pub const SUPPORT_INTERVAL: Duration = Duration::from_millis(250);
+/// What a holder of support takes off its end, for clocks that run at different rates (1 %) and for timer slack.
+pub const SUPPORT_MARGIN: Duration = Duration::from_millis(20);
+
+const _: () = assert!(SUPPORT.as_millis() + 2 * TICK.as_millis() <= ELECTION_TICKS as u128 * TICK.as_millis());
+const _: () = assert!(SUPPORT_INTERVAL.as_millis() * 3 <= SUPPORT.as_millis());
+
+/// How a host is set up.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Folder of this host; `log/` (raft-engine), `kv/` (RocksDB) and `snap/` are made in it.
+    pub dir: PathBuf,
+    /// Which kind of host it is; frames carry it.
+    pub domain: Domain,
+    /// Cluster it belongs to; frames of another cluster are refused.
+    pub cluster_id: ClusterId,
+    /// Store id, or member id of a placement member: `Peer::store_id` of its peers.
+    pub host_id: u64,
+    /// Raft workers. Each region belongs to one.
+    pub workers: usize,
+    /// RocksDB block cache in bytes.
+    pub block_cache_bytes: usize,
+    /// RocksDB memtable size in bytes; at most three a column family.
+    pub memtable_bytes: usize,
+    /// Bytes of raft log after which old files are purged (raft-engine `purge_threshold`).
+    pub log_purge_bytes: u64,
+    /// Entries of a region's log that are kept for followers that lag behind; beyond it they take a snapshot.
+    pub log_keep_entries: u64,
+    /// Bytes of a region's log, likewise.
+    pub log_keep_bytes: u64,
+}

@@ -1,0 +1,123 @@
+//! Many raft groups over one log: the multi-raft host, for any state machine.
+//!
+//! A store runs its data regions on one host, placement runs its single group on another. The host owns the raft
+//! groups, the shared raft-engine log, the RocksDB instance, apply order, snapshots, log truncation, splits and leader
+//! leases. What entries mean is the state machine's business ([`StateMachine`], [`RegionMachine`]).
+//!
+//! ```text
+//!            propose / split / transfer / confirm                    RaftFrame, snapshots
+//!  machine ───────────────────────────────────►  raft worker(s)  ◄──────────────────────►  transport ── other hosts
+//!     ▲   ◄── on_follower ─────────────────────  step, tick, ready
+//!     │                                          leader sends, one log write + fsync for all regions, acks
+//!     │                                              │ committed entries
+//!     └── apply, on_leader, on_region, done ◄──  apply thread  ── RocksDB (data + apply state in one batch)
+//! ```
+//!
+//! Deliberately absent: clocks, threads or I/O in the pure parts ([`support`], `peer`); retries on behalf of clients;
+//! any knowledge of keys' meaning beyond their order.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use braid_proto::id::Term;
+use braid_proto::pb::{Peer, RaftFrame, Region};
+use bytes::Bytes;
+use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
+
+pub mod config;
+pub mod support;
+pub mod transport;
+
+/// What the entries of a host's regions mean. One value serves all regions of a host.
+pub trait StateMachine: Send + Sync + 'static {
+    /// Column families that hold the regions' data, beside the host's own.
+    fn column_families(&self) -> Vec<ColumnFamilyDescriptor>;
+
+    /// Called once for every peer before it takes part in anything: at start, at creation, for the child of a split,
+    /// and again (a fresh machine for the same peer) after a snapshot has replaced the region's data.
+    fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine>;
+
+    /// Where the data of `region` lies: what a snapshot carries and what destroying a peer deletes.
+    fn data_ranges(&self, region: &Region) -> Vec<DataRange>;
+}
+
+/// A half-open range of raw RocksDB keys in one column family. An empty `end` is unbounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataRange {
+    /// Name of the column family.
+    pub cf: &'static str,
+    /// First key.
+    pub start: Vec<u8>,
+    /// First key after it; empty: there is none.
+    pub end: Vec<u8>,
+}
+
+/// A committed data entry.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Raft index.
+    pub index: u64,
+    /// Raft term.
+    pub term: Term,
+    /// What was proposed.
+    pub data: Bytes,
+}
+
+/// One region replica's state machine. Calls come from the host's threads and must not block on anything but RocksDB.
+pub trait RegionMachine: Send + Sync + 'static {
+    /// Applies `entries`, in index order. `batch` already carries the apply state that goes with them: the machine
+    /// adds its changes and writes the batch exactly once (RocksDB WAL on, not synced). Deterministic: equal entries
+    /// leave equal data on every replica. A write error is fatal for the process.
+    fn apply(&self, entries: &[Entry], batch: WriteBatch);
+
+    /// This peer leads in `term` and the first entry of the term is applied: evaluation may start (rule O2).
+    /// Called on the apply thread, after everything before it is applied.
+    fn on_leader(&self, term: Term);
+
+    /// This peer does not lead (any more) in `term`. `leader` is known or not. Called on a raft worker as soon as it is
+    /// known; compare terms, calls of the two threads may cross.
+    fn on_follower(&self, term: Term, leader: Option<Peer>);
+
+    /// The region's range, peers or epoch changed by an applied entry. Called on the apply thread in log order.
+    fn on_region(&self, region: &Region);
+
+    /// Approximate bytes and keys of the data, for reports.
+    fn approximate_size(&self) -> (u64, u64);
+}
+
+/// How a proposal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Committed and applied here.
+    Applied,
+    /// Certainly never happens: it left no trace in any log that can win.
+    Dropped,
+    /// Nobody here can tell (the peer was destroyed, or a snapshot jumped over the index).
+    Unknown,
+}
+
+/// Called exactly once. `Applied` comes on the apply thread in log order after [`RegionMachine::apply`] returned.
+pub type Done = Box<dyn FnOnce(Outcome) + Send + 'static>;
+
+/// Delivers frames between hosts. Queues are bounded and lossy: raft repeats what is lost.
+pub trait Transport: Send + Sync + 'static {
+    /// Queues `frame` for host `frame.to_host`; never blocks. False: it was dropped (queue full, host unknown).
+    fn send(&self, frame: RaftFrame) -> bool;
+
+    /// Sends a raft snapshot: `frame` holds the one MsgSnapshot, `files` are the manifest's files in order.
+    /// `done` is called exactly once, with why it failed if it did.
+    fn send_snapshot(&self, frame: RaftFrame, files: Vec<PathBuf>, done: Box<dyn FnOnce(Result<(), String>) + Send>);
+}
+
+/// Where the transport hands over what arrives.
+pub trait Inbound: Send + Sync + 'static {
+    /// A frame for this host arrived. Never blocks; a full mailbox drops the frame.
+    fn receive(&self, frame: RaftFrame);
+
+    /// All files of a snapshot lie complete, checked against the manifest's sizes and sums and synced in `dir`, named
+    /// `0.sst`, `1.sst`, ... in manifest order. The host owns the folder from here on and removes it.
+    fn receive_snapshot(&self, frame: RaftFrame, dir: PathBuf);
+
+    /// Folder for incoming snapshots (on the disk of the data, so that files can be moved in).
+    fn snapshot_dir(&self) -> &Path;
+}
