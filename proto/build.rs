@@ -26,15 +26,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         builder.compile_fds(protox::compile(braid, [ROOT])?)?;
     }
+    let mut etcd = protox::Compiler::new([ROOT])?;
+    etcd.include_imports(true).open_files(proto_files("etcd")?)?;
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("etcd_descriptors.bin");
-    builder()
-        .file_descriptor_set_path(descriptors)
-        .compile_fds(protox::compile(proto_files("etcd")?, [ROOT])?)?;
+    fs::write(descriptors, etcd.encode_file_descriptor_set())?;
+    builder().compile_fds(etcd.include_source_info(true).file_descriptor_set())?;
     Ok(())
 }
 
 fn builder() -> tonic_prost_build::Builder {
-    tonic_prost_build::configure().bytes(["."]).build_client(true).build_server(true)
+    tonic_prost_build::configure().bytes(".").build_client(true).build_server(true)
 }
 
 /// The `.proto` files of one folder under the import root, sorted; none if the folder does not exist.
