@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod id;
 pub mod key;
 pub mod service;
+pub mod span;
 
 #[allow(missing_docs, clippy::all, reason = "generated from proto/braid/braid.proto, where the docs are")]
 mod generated {
