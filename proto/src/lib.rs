@@ -7,6 +7,7 @@ pub mod error;
 pub mod etcd;
 pub mod id;
 pub mod key;
+pub mod range;
 pub mod service;
 pub mod span;
 
