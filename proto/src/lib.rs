@@ -2,6 +2,7 @@
 //! service calls another. Knows nobody: every other crate may depend on this one, it depends on none.
 
 pub mod address;
+pub mod check;
 pub mod epoch;
 pub mod error;
 pub mod etcd;
