@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The pure half of a store: requests, numbers and outcomes in, changes and effects out.
+//!
+//! ```text
+//!   pipeline  order of one led region: queue ─► eval ─► numbers ─► raft entry ─► answers
+//!      │
+//!    eval     etcd's transaction semantics on a [`view::View`]; knows nothing of order
+//!      │
+//!    view     what an evaluation sees: in-flight writes ([`overlay`]) over applied data ([`view::BaseView`])
+//!      │
+//!   record    one live value;  placeholder  revisions that are not known yet;  buckets  counts of live keys
+//! ```
+//!
+//! Deliberately absent: clocks, threads, files, sockets, randomness, RocksDB. The engine side is `braid-store`'s.
+
+pub mod buckets;
+pub mod eval;
+pub mod overlay;
+pub mod pipeline;
+pub mod placeholder;
+pub mod record;
+pub mod view;

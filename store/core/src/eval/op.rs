@@ -1,0 +1,99 @@
+//! Put and delete: the operations that change keys, alone or inside a transaction.
+
+use std::ops::ControlFlow;
+
+use braid_proto::error;
+use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse};
+use braid_proto::key::{KeyRange, user_key};
+use bytes::Bytes;
+
+use super::fail;
+use super::run::{ON, Run, Stop, key_value};
+use crate::placeholder::OWN;
+use crate::record::Record;
+
+/// Checks a put against the state before, as etcd does for every put of a path before the first operation runs.
+///
+/// A lease must exist. There are no leases yet, so none does: any lease is refused with etcd's answer. Once there are,
+/// the region must hold a marker for the lease's present incarnation that was made through its own log (rules L1, L2),
+/// and this is the place that looks for it.
+pub fn check_put(run: &Run<'_>, request: &PutRequest) -> Result<(), Stop> {
+    if request.lease != 0 {
+        return Err(fail(error::LEASE_NOT_FOUND));
+    }
+    if (request.ignore_value || request.ignore_lease) && run.get_before(&user_key(&request.key))?.is_none() {
+        return Err(fail(error::KEY_NOT_FOUND));
+    }
+    Ok(())
+}
+
+/// A put that is the whole request.
+pub fn put_alone(run: &mut Run<'_>, request: &PutRequest) -> Result<PutResponse, Stop> {
+    check_put(run, request)?;
+    put(run, request)
+}
+
+/// Runs a put that has been checked.
+///
+/// The key that `ignore_value` or `ignore_lease` needs may be gone again: deleted earlier in the same transaction,
+/// through a blind spot of the duplicate rule. etcd panics there; here the transaction fails as if it had never been.
+pub fn put(run: &mut Run<'_>, request: &PutRequest) -> Result<PutResponse, Stop> {
+    let key = user_key(&request.key);
+    let previous = run.get(&key)?;
+    if (request.ignore_value || request.ignore_lease) && previous.is_none() {
+        return Err(fail(error::KEY_NOT_FOUND));
+    }
+    let next = Record {
+        create_revision: previous.as_ref().map_or(OWN, |previous| previous.create_revision),
+        mod_revision: OWN,
+        version: previous.as_ref().map_or(0, |previous| previous.version) + 1,
+        lease: match &previous {
+            Some(previous) if request.ignore_lease => previous.lease,
+            _ => request.lease,
+        },
+        value: match &previous {
+            Some(previous) if request.ignore_value => previous.value.clone(),
+            _ => request.value.clone(),
+        },
+    };
+    let prev_kv = previous.as_ref().filter(|_| request.prev_kv).map(|previous| key_value(&key, previous));
+    run.change(key, previous.as_ref(), Some(next))?;
+    Ok(PutResponse { header: Some(run.header()), prev_kv })
+}
+
+/// Runs a delete of a key or a range, in key order.
+pub fn delete(run: &mut Run<'_>, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Stop> {
+    let found = match &request.range_end[..] {
+        [] => one(run, user_key(&request.key))?,
+        _ => many(run, &KeyRange::user(&request.key, &request.range_end))?,
+    };
+    let mut response = DeleteRangeResponse { deleted: found.len() as i64, ..DeleteRangeResponse::default() };
+    for (key, record) in found {
+        if request.prev_kv {
+            response.prev_kvs.push(key_value(&key, &record));
+        }
+        run.change(key, Some(&record), None)?;
+    }
+    response.header = Some(run.header());
+    Ok(response)
+}
+
+fn one(run: &Run<'_>, key: Bytes) -> Result<Vec<(Bytes, Record)>, Stop> {
+    Ok(run.get(&key)?.map(|record| (key, record)).into_iter().collect())
+}
+
+fn many(run: &Run<'_>, range: &KeyRange) -> Result<Vec<(Bytes, Record)>, Stop> {
+    let mut found = Vec::new();
+    let mut bytes = 0;
+    let mut full = false;
+    run.scan(range, &mut |key, record| {
+        bytes += key.len();
+        full = run.is_full(found.len() + 1, bytes);
+        if full {
+            return ControlFlow::Break(());
+        }
+        found.push((key.clone(), record.clone()));
+        ON
+    })?;
+    if full { run.full() } else { Ok(found) }
+}

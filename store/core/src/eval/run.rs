@@ -1,0 +1,197 @@
+//! One evaluation under way: what it has read, what it has written, and why it stops.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use braid_proto::etcd::etcdserverpb::ResponseHeader;
+use braid_proto::etcd::mvccpb::KeyValue;
+use braid_proto::key::{KeyRange, strip_user};
+use braid_proto::pb::{Change, EtcdError};
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{Context, WaitFor, too_large};
+use crate::placeholder::{BEFORE, OWN};
+use crate::record::Record;
+use crate::view::{Damaged, View, Visit, merge};
+
+/// Keys of the state before that are remembered: a compare and the put it guards read the key once.
+const REMEMBERED_MAX: usize = 8;
+/// Bytes a change takes in the raft log beside key and value.
+const CHANGE_OVERHEAD: usize = 48;
+
+/// Why an evaluation ends early.
+pub enum Stop {
+    /// It is undecided.
+    Wait(WaitFor),
+    /// etcd answers an error.
+    Fail(EtcdError),
+    /// The data cannot be read.
+    Damaged(Damaged),
+}
+
+impl From<Damaged> for Stop {
+    fn from(damaged: Damaged) -> Self {
+        Self::Damaged(damaged)
+    }
+}
+
+/// What this evaluation has made of a key.
+struct Own {
+    record: Option<Record>,
+    /// Whether the key was live in the state before.
+    was_live: bool,
+}
+
+type Remembered = SmallVec<[(Bytes, Option<Record>); 2]>;
+
+/// One evaluation. The state before is the view; the state now has the own changes on top.
+pub struct Run<'a> {
+    pub view: &'a View<'a>,
+    pub context: &'a Context,
+    /// In order of the operations.
+    pub changes: Vec<Change>,
+    own: BTreeMap<Bytes, Own>,
+    change_bytes: usize,
+    remembered: RefCell<Remembered>,
+    rests_on: Cell<Option<u64>>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(view: &'a View<'a>, context: &'a Context) -> Self {
+        Self {
+            view,
+            context,
+            changes: Vec::new(),
+            own: BTreeMap::new(),
+            change_bytes: 0,
+            remembered: RefCell::default(),
+            rests_on: Cell::new(None),
+        }
+    }
+
+    pub fn rests_on(&self) -> Option<u64> {
+        self.rests_on.get()
+    }
+
+    /// Header of an operation that is done: the counter before the transaction until something has changed.
+    pub fn header(&self) -> ResponseHeader {
+        let revision = if self.changes.is_empty() { BEFORE } else { OWN };
+        ResponseHeader { revision, ..ResponseHeader::default() }
+    }
+
+    /// `key` in the state before.
+    pub fn get_before(&self, key: &Bytes) -> Result<Option<Record>, Damaged> {
+        if let Some((_, record)) = self.remembered.borrow().iter().find(|(known, _)| known == key) {
+            return Ok(record.clone());
+        }
+        self.saw(self.view.overlay.newest(key).map(|version| version.seq));
+        let record = self.view.get(key)?;
+        let mut remembered = self.remembered.borrow_mut();
+        if remembered.len() < REMEMBERED_MAX {
+            remembered.push((key.clone(), record.clone()));
+        }
+        Ok(record)
+    }
+
+    /// `range` in the state before.
+    pub fn scan_before(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.saw(self.view.overlay.touches(range));
+        self.view.scan(range, visit)
+    }
+
+    /// `key` now.
+    pub fn get(&self, key: &Bytes) -> Result<Option<Record>, Damaged> {
+        match self.own.get(key) {
+            Some(own) => Ok(own.record.clone()),
+            None => self.get_before(key),
+        }
+    }
+
+    /// `range` now.
+    pub fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        if self.own.is_empty() {
+            return self.scan_before(range, visit);
+        }
+        let own = self.own.iter().skip_while(|(key, _)| **key < range.start).filter(|(key, _)| range.contains(key));
+        let own = own.map(|(key, own)| (key, own.record.as_ref()));
+        merge(own, &mut |visit| self.scan_before(range, visit), visit)
+    }
+
+    /// Live keys of `range` now.
+    pub fn count(&self, range: &KeyRange) -> Result<u64, Damaged> {
+        self.saw(self.view.overlay.touches(range));
+        let mut count = self.view.count(range)?;
+        for (key, own) in &self.own {
+            if range.contains(key) {
+                count = count + u64::from(own.record.is_some()) - u64::from(own.was_live);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Changes `key` from `previous`, its record now, to `next`; `None` is absent.
+    pub fn change(&mut self, key: Bytes, previous: Option<&Record>, next: Option<Record>) -> Result<(), Stop> {
+        let supersedes = previous.map_or(0, |previous| previous.mod_revision);
+        let change = match &next {
+            Some(record) => Change {
+                key: key.clone(),
+                supersedes,
+                delete: false,
+                create_revision: record.create_revision,
+                version: record.version,
+                lease: record.lease,
+                value: record.value.clone(),
+            },
+            None => Change { key: key.clone(), supersedes, delete: true, ..Change::default() },
+        };
+        self.take_room(key.len() + change.value.len())?;
+        self.changes.push(change);
+        match self.own.get_mut(&key) {
+            Some(own) => own.record = next,
+            None => {
+                self.own.insert(key, Own { record: next, was_live: previous.is_some() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a change of `bytes` more, beside `count` changes of `planned` bytes that are not made yet, is too much.
+    pub fn is_full(&self, count: usize, planned: usize) -> bool {
+        self.changes.len() + count > self.context.effect_changes_max
+            || self.change_bytes + planned + count * CHANGE_OVERHEAD > self.context.effect_bytes_max
+    }
+
+    /// Fails before anything is numbered (rule N6).
+    pub fn full<T>(&self) -> Result<T, Stop> {
+        Err(Stop::Fail(too_large(self.context)))
+    }
+
+    fn take_room(&mut self, bytes: usize) -> Result<(), Stop> {
+        if self.is_full(1, bytes) {
+            return self.full();
+        }
+        self.change_bytes += bytes + CHANGE_OVERHEAD;
+        Ok(())
+    }
+
+    fn saw(&self, seq: Option<u64>) {
+        self.rests_on.set(self.rests_on.get().max(seq));
+    }
+}
+
+/// A record as etcd shows it.
+pub fn key_value(key: &Bytes, record: &Record) -> KeyValue {
+    KeyValue {
+        key: strip_user(key).expect("a request names user keys only"),
+        create_revision: record.create_revision,
+        mod_revision: record.mod_revision,
+        version: record.version,
+        value: record.value.clone(),
+        lease: record.lease,
+    }
+}
+
+/// Visits everything.
+pub const ON: ControlFlow<()> = ControlFlow::Continue(());
