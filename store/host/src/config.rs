@@ -6,6 +6,8 @@ use std::time::Duration;
 use braid_proto::id::ClusterId;
 use braid_proto::pb::Domain;
 
+use crate::support::SupportConfig;
+
 /// Length of one raft tick. Heartbeats and elections are counted in ticks; etcd's 100 ms heartbeat is one tick.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Ticks between a leader's heartbeats.
@@ -46,4 +48,70 @@ pub struct HostConfig {
     pub log_keep_entries: u64,
     /// Bytes of a region's log, likewise.
     pub log_keep_bytes: u64,
+}
+
+impl HostConfig {
+    /// A host in `dir` with the bounds that suit a small cluster; everything can be changed afterwards.
+    pub fn new(dir: PathBuf, domain: Domain, cluster_id: ClusterId, host_id: u64) -> Self {
+        Self {
+            dir,
+            domain,
+            cluster_id,
+            host_id,
+            workers: 1,
+            block_cache_bytes: 64 << 20,
+            memtable_bytes: 32 << 20,
+            log_purge_bytes: 1 << 30,
+            log_keep_entries: 20_000,
+            log_keep_bytes: 256 << 20,
+        }
+    }
+}
+
+/// The clockwork of a host. The defaults are the constants above; tests shorten the ticks.
+///
+/// Ticks and support may be shortened independently: what rests on support ([`Timing::quiet`]) follows the longer one.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Length of one raft tick.
+    pub tick: Duration,
+    /// Ticks between a leader's heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Ticks without a leader before a follower campaigns.
+    pub election_ticks: usize,
+    /// How often a leader considers truncating its region's log.
+    pub log_gc: Duration,
+    /// How often truncated log is given back to the disk.
+    pub purge: Duration,
+    /// Silence after which a peer is reported as down.
+    pub peer_down: Duration,
+    /// How long hosts support each other, and how often they ask.
+    pub support: SupportConfig,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            tick: TICK,
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            election_ticks: ELECTION_TICKS,
+            log_gc: Duration::from_secs(5),
+            purge: Duration::from_secs(10),
+            peer_down: Duration::from_secs(10),
+            support: SupportConfig::default(),
+        }
+    }
+}
+
+impl Timing {
+    /// Length of the shortest election timeout.
+    pub fn election(&self) -> Duration {
+        self.tick * self.election_ticks as u32
+    }
+
+    /// How long a peer keeps still where a promise made elsewhere or before a restart may stand: after a process start
+    /// (no votes, no campaign) and after a split (no campaign). Longer than any promise, by a quarter for clocks.
+    pub fn quiet(&self) -> Duration {
+        self.election().max(self.support.period * 5 / 4)
+    }
 }

@@ -24,9 +24,37 @@ use braid_proto::pb::{Peer, RaftFrame, Region};
 use bytes::Bytes;
 use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
 
+mod apply;
 pub mod config;
+mod error;
+mod gc;
+mod guard;
+mod handle;
+mod host;
+mod inbound;
+mod lease;
+mod log;
+mod mail;
+mod meta;
+mod peer;
+mod proposals;
+mod reads;
+mod recover;
+mod snapshot;
+mod split;
+mod storage;
 pub mod support;
+mod table;
+#[cfg(test)]
+mod tests;
 pub mod transport;
+mod worker;
+
+pub use error::OpenError;
+pub use handle::{PROPOSAL_BYTES_MAX, PeerHandle, Transferred};
+pub use host::Host;
+pub use reads::Confirmed;
+pub use split::SplitSpec;
 
 /// What the entries of a host's regions mean. One value serves all regions of a host.
 pub trait StateMachine: Send + Sync + 'static {

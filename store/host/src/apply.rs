@@ -1,0 +1,248 @@
+//! The apply thread: committed entries of all regions of a host, each region's in index order.
+//!
+//! For each hand-over: data entries go to the machine with a batch that already holds the apply state, host entries are
+//! applied by the host itself; then what readers see moves; then whoever proposed is told; then the raft worker. A
+//! region's data and its apply state are always in one RocksDB batch, so a crash leaves a prefix of the log applied.
+//!
+//! Host entries: a split is written with sync, because the child's raft group may acknowledge at once what a power
+//! failure would otherwise take from under it. A truncation is not: the log goes only after the next WAL sync (`host`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use braid_proto::id::{StoreId, Term};
+use braid_proto::pb::Region;
+use crossbeam_channel::Receiver;
+use raft::eraftpb::{Entry as RaftEntry, EntryType};
+use rocksdb::{WriteBatch, WriteOptions};
+
+use crate::error::fatal;
+use crate::handle::PeerHandle;
+use crate::host::Core;
+use crate::mail::{Birth, Note, Origin};
+use crate::meta::{Admin, ApplyState, CF_HOST, Key, RegionState};
+use crate::peer::Committed;
+use crate::split::halves;
+use crate::{Done, Entry, Outcome, RegionMachine};
+
+/// Work of the apply thread. Unbounded queue: workers stop handing over when its bytes exceed their budget.
+pub(crate) enum ApplyTask {
+    /// A peer from now on; replaces what was known of its region.
+    Register(Box<Delegate>),
+    Committed(Committed),
+    Stop,
+}
+
+/// One region as the apply thread sees it.
+pub(crate) struct Delegate {
+    pub handle: PeerHandle,
+    pub machine: Arc<dyn RegionMachine>,
+    pub state: ApplyState,
+    pub region: Region,
+}
+
+/// The thread's body.
+pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
+    let mut regions: HashMap<u64, Delegate> = HashMap::new();
+    while let Ok(task) = tasks.recv() {
+        match task {
+            ApplyTask::Stop => return,
+            ApplyTask::Register(delegate) => {
+                regions.insert(delegate.handle.id(), *delegate);
+            }
+            ApplyTask::Committed(committed) => {
+                let Some(delegate) = regions.get_mut(&committed.region) else {
+                    fatal(format_args!("entries of r{} are to be applied, which is not open", committed.region));
+                };
+                if let Some(child) = delegate.apply(core, committed) {
+                    regions.insert(child.handle.id(), child);
+                }
+            }
+        }
+    }
+}
+
+/// What a hand-over changed beside data.
+#[derive(Default)]
+struct Changed {
+    truncated: Option<(u64, u64)>,
+    split: bool,
+    child: Option<Delegate>,
+}
+
+impl Delegate {
+    fn apply(&mut self, core: &Arc<Core>, committed: Committed) -> Option<Delegate> {
+        let Committed { region, peer, entries, mut done, lead, bytes } = committed;
+        assert_eq!(peer, self.handle.peer().id, "r{region}: entries of another peer");
+        let count = entries.len() as u64;
+        let mut changed = Changed::default();
+        let mut run = Vec::with_capacity(entries.len());
+        for entry in entries {
+            assert_eq!(entry.index, self.state.applied_index + run.len() as u64 + 1, "r{region}: gap in the log");
+            match self.kind(&entry) {
+                Some(admin) => {
+                    self.apply_run(core, &mut run, &mut done);
+                    self.apply_admin(core, &entry, admin, &mut done, &mut changed);
+                }
+                None => run.push(entry),
+            }
+        }
+        self.apply_run(core, &mut run, &mut done);
+        metrics::counter!("braid_raft_applied_entries_total").increment(count);
+        if let Some(term) = lead.filter(|term| self.handle.is_leader(Term(*term))) {
+            self.machine.on_leader(Term(term));
+        }
+        core.apply_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let (index, Changed { truncated, split, child }) = (self.state.applied_index, changed);
+        core.note(region, Note::Applied { region, peer, index, bytes, truncated, split });
+        child
+    }
+
+    fn kind(&self, entry: &RaftEntry) -> Option<Admin> {
+        if entry.get_entry_type() != EntryType::EntryNormal {
+            fatal(format_args!("r{} holds a membership change this version does not know", self.handle.id()));
+        }
+        match Admin::decode(&entry.context, &entry.data) {
+            Ok(admin) => admin,
+            Err(why) => fatal(format_args!("r{} index {}: {why}", self.handle.id(), entry.index)),
+        }
+    }
+
+    /// Applies consecutive entries without host entries among them.
+    fn apply_run(&mut self, core: &Core, run: &mut Vec<RaftEntry>, done: &mut Vec<(u64, Done)>) {
+        let Some(last) = run.last() else { return };
+        self.state.applied_index = last.index;
+        self.state.applied_term = last.term;
+        let mut batch = WriteBatch::new();
+        self.put_state(core, &mut batch);
+        // Empty entries are raft's own: the first of each term.
+        let data = run.drain(..).filter(|entry| !entry.data.is_empty());
+        let entries: Vec<Entry> =
+            data.map(|entry| Entry { index: entry.index, term: Term(entry.term), data: entry.data }).collect();
+        if entries.is_empty() {
+            core.write_host(batch, false);
+        } else {
+            self.machine.apply(&entries, batch);
+        }
+        self.publish_applied();
+        self.tell(done, Outcome::Applied);
+    }
+
+    fn put_state(&self, core: &Core, batch: &mut WriteBatch) {
+        batch.put_cf(core.cf_host(), Key::ApplyState(self.handle.id()).encode(), self.state.encode());
+    }
+
+    fn publish_applied(&self) {
+        let shared = &self.handle.0;
+        shared.applied_index.store(self.state.applied_index, Ordering::Release);
+        shared.applied_term.store(self.state.applied_term, Ordering::Release);
+    }
+
+    /// Tells everybody up to the applied index.
+    fn tell(&self, done: &mut Vec<(u64, Done)>, outcome: Outcome) {
+        let told = done.iter().take_while(|(index, _)| *index <= self.state.applied_index).count();
+        done.drain(..told).for_each(|(_, done)| done(outcome));
+    }
+
+    fn apply_admin(
+        &mut self,
+        core: &Arc<Core>,
+        entry: &RaftEntry,
+        admin: Admin,
+        done: &mut Vec<(u64, Done)>,
+        changed: &mut Changed,
+    ) {
+        self.state.applied_index = entry.index;
+        self.state.applied_term = entry.term;
+        match admin {
+            Admin::Compact(compact) => {
+                if compact.index > self.state.truncated_index && compact.index < entry.index {
+                    self.state.truncated_index = compact.index;
+                    self.state.truncated_term = compact.term;
+                    changed.truncated = Some((compact.index, compact.term));
+                }
+                self.write_state(core);
+                self.tell(done, Outcome::Applied);
+            }
+            Admin::Split(split) => {
+                changed.split = true;
+                match halves(&self.region, &split) {
+                    Ok((parent, child)) => {
+                        changed.child = Some(self.split(core, parent, child));
+                        self.tell(done, Outcome::Applied);
+                    }
+                    Err(why) => {
+                        tracing::warn!(region = self.handle.id(), index = entry.index, why, "split refused at apply");
+                        self.write_state(core);
+                        self.tell(done, Outcome::Dropped);
+                    }
+                }
+            }
+        }
+    }
+
+    fn write_state(&self, core: &Core) {
+        let mut batch = WriteBatch::new();
+        self.put_state(core, &mut batch);
+        core.write_host(batch, false);
+        self.publish_applied();
+    }
+
+    fn split(&mut self, core: &Arc<Core>, parent: Region, child: Region) -> Delegate {
+        let mut batch = split_batch(core, &parent, &child);
+        self.put_state(core, &mut batch);
+        core.write_host(batch, true);
+        // CRASH: both regions are durable, the child's raft group has written nothing. Safe: it starts from the initial
+        // index, keeping a vote that a message-made peer of it may have stored in the log.
+        let leads = self.handle.0.view.load().leading;
+        let own = child.peer_on(StoreId(core.env.host_id)).copied();
+        let Some(own) = own else { fatal(format_args!("r{} has no peer on this host", child.id)) };
+        let handle = PeerHandle::new(child.clone(), own, Some(ApplyState::INITIAL), core.post(child.id).clone());
+        {
+            let mut table = core.table.lock();
+            self.handle.0.region.store(Arc::new(parent.clone()));
+            table.put(parent.clone(), self.handle.clone());
+            table.put(child.clone(), handle.clone());
+        }
+        self.region = parent;
+        self.publish_applied();
+        self.machine.on_region(&self.region);
+        let machine = core.machine.open_region(Arc::clone(&core.db), handle.clone());
+        tracing::info!(parent = self.region.id, child = child.id, "region split");
+        metrics::counter!("braid_raft_splits_total").increment(1);
+        let origin = if leads { Origin::SplitLeader } else { Origin::SplitFollower };
+        let birth = Birth { handle: handle.clone(), machine: Arc::clone(&machine), apply: ApplyState::INITIAL, origin };
+        core.note(child.id, Note::Create(Box::new(birth)));
+        core.refresh_neighbours();
+        Delegate { handle, machine, state: ApplyState::INITIAL, region: child }
+    }
+}
+
+/// What a split writes but for the parent's apply state.
+fn split_batch(core: &Core, parent: &Region, child: &Region) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    let cf = core.cf_host();
+    for region in [parent, child] {
+        let state = RegionState::normal(region.clone());
+        batch.put_cf(cf, Key::RegionState(region.id).encode(), prost::Message::encode_to_vec(&state));
+    }
+    batch.put_cf(cf, Key::ApplyState(child.id).encode(), ApplyState::INITIAL.encode());
+    batch
+}
+
+impl Core {
+    /// Writes a batch of the host's own. A failure ends the process.
+    pub fn write_host(&self, batch: WriteBatch, sync: bool) {
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        if let Err(error) = self.db.write_opt(batch, &options) {
+            fatal(format_args!("{} cannot be written: {error}", self.db.path().display()));
+        }
+    }
+
+    /// The host's column family.
+    pub fn cf_host(&self) -> &rocksdb::ColumnFamily {
+        self.db.cf_handle(CF_HOST).expect("opened with the database")
+    }
+}

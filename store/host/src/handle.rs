@@ -1,0 +1,238 @@
+//! What the rest of a process holds of a peer: a cheap clone that answers from shared memory and posts to the raft
+//! worker that owns the peer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use braid_proto::id::{PeerId, Term};
+use braid_proto::pb::{Peer, Region, RegionReport};
+use bytes::Bytes;
+use crossbeam_channel::{Sender, TrySendError};
+
+use crate::lease::LeaseBasis;
+use crate::mail::{Command, Mail, Note};
+use crate::meta::ApplyState;
+use crate::reads::Confirmed;
+use crate::split::SplitSpec;
+use crate::support::Now;
+use crate::{Done, Outcome};
+
+/// Bytes of proposals of one host that may be on their way to its workers.
+const POSTED_BYTES_MAX: usize = 128 << 20;
+/// Largest proposal. Raft messages are cut at entry boundaries, so an entry must fit into one message of the transport.
+pub const PROPOSAL_BYTES_MAX: usize = 8 << 20;
+
+/// How a peer's role looked when it last changed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    pub term: u64,
+    pub leading: bool,
+    pub leader: Option<Peer>,
+}
+
+/// Where a peer's mail goes.
+#[derive(Clone)]
+pub(crate) struct Post {
+    /// Bounded; may refuse.
+    pub mail: Sender<Mail>,
+    /// For the host's own threads; each sends a bounded amount per region.
+    pub notes: Sender<Note>,
+    /// Bytes of proposals in `mail` boxes.
+    pub posted_bytes: Arc<AtomicUsize>,
+}
+
+/// Handle of one peer of this host.
+#[derive(Clone)]
+pub struct PeerHandle(pub(crate) Arc<PeerShared>);
+
+/// Behind the handle. The worker and the apply thread write, everybody reads.
+pub(crate) struct PeerShared {
+    pub region_id: u64,
+    pub peer: Peer,
+    pub region: ArcSwap<Region>,
+    pub view: ArcSwap<View>,
+    /// Highest applied index, and the term of its entry. Written by the apply thread, the term last.
+    pub applied_index: AtomicU64,
+    pub applied_term: AtomicU64,
+    pub basis: ArcSwap<LeaseBasis>,
+    pub down_peers: ArcSwap<Vec<u64>>,
+    /// Term in which a proposal was refused for want of room: nothing later of it may be accepted (rule O3).
+    pub refused_term: AtomicU64,
+    pub gone: AtomicBool,
+    pub post: Post,
+}
+
+impl PeerHandle {
+    pub(crate) fn new(region: Region, peer: Peer, apply: Option<ApplyState>, post: Post) -> Self {
+        let applied = apply.unwrap_or(ApplyState::at(0, 0));
+        Self(Arc::new(PeerShared {
+            region_id: region.id,
+            peer,
+            region: ArcSwap::from_pointee(region),
+            view: ArcSwap::default(),
+            applied_index: AtomicU64::new(applied.applied_index),
+            applied_term: AtomicU64::new(applied.applied_term),
+            basis: ArcSwap::default(),
+            down_peers: ArcSwap::default(),
+            refused_term: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
+            post,
+        }))
+    }
+
+    /// A handle that belongs to no worker.
+    #[cfg(test)]
+    pub(crate) fn detached(region: &Region) -> Self {
+        let (mail, _) = crossbeam_channel::bounded(1);
+        let (notes, _) = crossbeam_channel::unbounded();
+        let post = Post { mail, notes, posted_bytes: Arc::default() };
+        Self::new(region.clone(), region.peers.first().copied().unwrap_or_default(), None, post)
+    }
+
+    /// The region as this peer has applied it.
+    pub fn region(&self) -> Arc<Region> {
+        self.0.region.load_full()
+    }
+
+    /// This peer.
+    pub fn peer(&self) -> Peer {
+        self.0.peer
+    }
+
+    /// Newest raft term this peer knows.
+    pub fn term(&self) -> Term {
+        Term(self.0.view.load().term)
+    }
+
+    /// Whether this peer leads in `term`, as far as it knows. Proves nothing about others: see [`Self::lease`].
+    pub fn is_leader(&self, term: Term) -> bool {
+        let view = self.0.view.load();
+        view.leading && view.term == term.0 && !self.gone()
+    }
+
+    /// The leader this peer knows.
+    pub fn leader(&self) -> Option<Peer> {
+        self.0.view.load().leader
+    }
+
+    /// Highest raft index applied here.
+    pub fn applied_index(&self) -> u64 {
+        self.0.applied_index.load(Ordering::Acquire)
+    }
+
+    /// Whether, at some instant during this call, no other peer could lead and everything that was committed before
+    /// `term` is applied here. Sample what rests on it first, then ask.
+    pub fn lease(&self, term: Term) -> bool {
+        self.0.lease(term.0, Now::monotonic())
+    }
+
+    /// Proposes a data entry in `term`. `done` is called exactly once, possibly before this returns.
+    ///
+    /// Entries of one term are accepted in the order of the calls or not at all: once one is refused while this peer
+    /// leads, so are all later ones of the term, and the peer gives up leadership (rule O3).
+    pub fn propose(&self, term: Term, data: Bytes, done: Done) {
+        if data.is_empty() || data.len() > PROPOSAL_BYTES_MAX {
+            tracing::error!(region = self.0.region_id, bytes = data.len(), "proposal of a size that is not allowed");
+            return self.refuse(term, done);
+        }
+        let shared = &self.0;
+        if shared.gone.load(Ordering::Acquire) || shared.refused_term.load(Ordering::Acquire) == term.0 {
+            return done(Outcome::Dropped);
+        }
+        let bytes = data.len();
+        if shared.post.posted_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes > POSTED_BYTES_MAX {
+            shared.post.posted_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return self.refuse(term, done);
+        }
+        let mail = Mail::Propose { region: shared.region_id, term: term.0, data, done };
+        if let Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) = shared.post.mail.try_send(mail) {
+            shared.post.posted_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            metrics::counter!("braid_raft_mailbox_full_total").increment(1);
+            if let Mail::Propose { done, .. } = mail {
+                self.refuse(term, done);
+            }
+        }
+    }
+
+    /// Splits the region. The caller has drained it (rule S1). `Dropped`: refused, at propose or at apply.
+    pub fn propose_split(&self, term: Term, spec: SplitSpec, done: Done) {
+        self.command(Command::Split { term: term.0, spec, done });
+    }
+
+    /// Hands leadership to `to`. The lease is gone for the rest of the term once the target was told, even if it never
+    /// takes over (rule O7). `done` tells how it ended, at the latest after an election timeout.
+    pub fn transfer_leader(&self, term: Term, to: PeerId, done: Transferred) {
+        self.command(Command::Transfer { term: term.0, to: to.0, done });
+    }
+
+    /// Asks a quorum whether this peer leads in `term`. True: it did at some instant after the call, and has applied
+    /// everything that was committed at that instant. False as soon as it cannot be answered in this term.
+    pub fn confirm_leadership(&self, term: Term, done: Confirmed) {
+        self.command(Command::Confirm { term: term.0, done });
+    }
+
+    /// Campaigns now instead of at the next election timeout, unless a promise to another leader stands.
+    pub fn campaign(&self) {
+        self.command(Command::Campaign);
+    }
+
+    /// What placement wants to know of a led region; None where this peer does not lead. Sizes are the machine's.
+    pub fn report(&self) -> Option<RegionReport> {
+        let view = self.0.view.load();
+        (view.leading && !self.gone()).then(|| RegionReport {
+            region: Some((*self.region()).clone()),
+            leader_peer: self.0.peer.id,
+            term: view.term,
+            approximate_bytes: 0,
+            approximate_keys: 0,
+            down_peers: self.0.down_peers.load().to_vec(),
+        })
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.0.region_id
+    }
+
+    fn gone(&self) -> bool {
+        self.0.gone.load(Ordering::Acquire)
+    }
+
+    /// Refuses a proposal for want of room, and with it the rest of the term.
+    fn refuse(&self, term: Term, done: Done) {
+        self.0.refused_term.fetch_max(term.0, Ordering::AcqRel);
+        // The worker may have ended; then nobody leads any more.
+        _ = self.0.post.notes.send(Note::GiveUp { region: self.0.region_id, term: term.0 });
+        done(Outcome::Dropped);
+    }
+
+    fn command(&self, command: Command) {
+        if self.gone() {
+            return command.refuse("the peer is gone");
+        }
+        let mail = Mail::Command { region: self.0.region_id, command };
+        if let Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) = self.0.post.mail.try_send(mail) {
+            metrics::counter!("braid_raft_mailbox_full_total").increment(1);
+            mail.refuse("the raft worker is overloaded or stopped");
+        }
+    }
+}
+
+impl PeerShared {
+    /// See [`PeerHandle::lease`].
+    pub fn lease(&self, term: u64, now: Now) -> bool {
+        let basis = self.basis.load();
+        basis.term == term && term != 0 && self.applied_term.load(Ordering::Acquire) == term && now < basis.until()
+    }
+}
+
+/// How a transfer ended; an error says why for people.
+pub type Transferred = Box<dyn FnOnce(Result<(), String>) + Send + 'static>;
+
+impl fmt::Debug for PeerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.0.view.load();
+        write!(f, "r{} p{} t{}{}", self.0.region_id, self.0.peer.id, view.term, if view.leading { " leader" } else { "" })
+    }
+}

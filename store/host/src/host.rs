@@ -1,0 +1,458 @@
+//! A host: its threads and what they share.
+//!
+//! | thread          | does                                                                   |
+//! |-----------------|------------------------------------------------------------------------|
+//! | `raft-N`        | raft groups of the regions with id % workers = N, log writes           |
+//! | `apply`         | committed entries of all regions                                       |
+//! | `raft-helper-N` | makes and takes in raft snapshots                                      |
+//! | `log-gc`        | syncs RocksDB's WAL, then lets the log go; gives files back            |
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use braid_proto::id::{ClusterId, Incarnation, RegionId, StoreId};
+use braid_proto::pb::{Domain, RaftFrame, Region};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use parking_lot::Mutex;
+use prost::Message as _;
+use rocksdb::{DB, WriteBatch};
+
+use crate::apply::{self, ApplyTask, Delegate};
+use crate::config::{HostConfig, Timing};
+use crate::error::{AbortOnPanic, OpenError, fatal};
+use crate::gc::Keep;
+use crate::handle::{PeerHandle, Post};
+use crate::inbound::Door;
+use crate::log::LogStore;
+use crate::mail::{Birth, Mail, Note, Origin};
+use crate::meta::{ApplyState, Key, RegionState};
+use crate::peer::Env;
+use crate::recover::{self, Opened};
+use crate::snapshot::{self, HelperTask};
+use crate::support::{Now, SupportTable};
+use crate::table::RegionTable;
+use crate::worker::Worker;
+use crate::{Inbound, StateMachine, Transport};
+
+/// Mail that waits for one worker.
+const MAIL_MAX: usize = 16 << 10;
+/// Threads that make and take in raft snapshots.
+const HELPERS: usize = 2;
+
+/// What the threads of a host share.
+pub(crate) struct Core {
+    pub cluster_id: ClusterId,
+    pub domain: Domain,
+    pub incarnation: u64,
+    pub env: Env,
+    pub db: Arc<DB>,
+    pub log: Arc<dyn LogStore>,
+    pub machine: Arc<dyn StateMachine>,
+    pub transport: Arc<dyn Transport>,
+    pub table: Mutex<RegionTable>,
+    pub posts: Vec<Post>,
+    pub snap_dir: PathBuf,
+    pub snapshot_number: AtomicU64,
+    pub snapshots_running: Arc<AtomicUsize>,
+    /// Bytes of committed entries on their way to the apply thread.
+    pub apply_bytes: AtomicUsize,
+    /// Until then peers of an earlier start neither vote nor campaign.
+    pub still_until: Now,
+    /// Hosts that share a region with this one.
+    neighbours: ArcSwap<Vec<u64>>,
+    apply: Sender<ApplyTask>,
+    helpers: Sender<HelperTask>,
+    gc: Sender<Truncated>,
+    /// Held while the folder is used.
+    _lock: std::fs::File,
+}
+
+/// A region's log is truncated by an applied entry; its bytes may go once RocksDB is durable.
+enum Truncated {
+    Region { region: u64, peer: u64, index: u64 },
+    Stop,
+}
+
+impl Core {
+    pub fn worker_of(&self, region: u64) -> usize {
+        (region % self.posts.len() as u64) as usize
+    }
+
+    pub fn post(&self, region: u64) -> &Post {
+        &self.posts[self.worker_of(region)]
+    }
+
+    /// Tells the worker of `region`. Lost only when the worker has ended, which ends the region too.
+    pub fn note(&self, region: u64, note: Note) {
+        _ = self.post(region).notes.send(note);
+    }
+
+    pub fn apply_later(&self, task: ApplyTask) {
+        _ = self.apply.send(task);
+    }
+
+    pub fn help(&self, task: HelperTask) {
+        _ = self.helpers.send(task);
+    }
+
+    pub fn truncated(&self, region: u64, peer: u64, index: u64) {
+        _ = self.gc.send(Truncated::Region { region, peer, index });
+    }
+
+    /// An empty frame to `host`.
+    pub fn frame(&self, host: u64) -> RaftFrame {
+        RaftFrame {
+            cluster_id: self.cluster_id.0,
+            domain: self.domain as i32,
+            from_host: self.env.host_id,
+            to_host: host,
+            from_incarnation: self.incarnation,
+            messages: Vec::new(),
+            support: None,
+        }
+    }
+
+    /// Asks the hosts around for support, those whose turn it is.
+    pub fn ask_support(&self, now: Now) {
+        let neighbours = self.neighbours.load();
+        for (host, request) in self.env.support.tick(neighbours.iter().copied(), now) {
+            self.transport.send(RaftFrame { support: Some(request), ..self.frame(host) });
+        }
+    }
+
+    /// After the table has changed.
+    pub fn refresh_neighbours(&self) {
+        let mut hosts: Vec<u64> = self.table.lock().neighbours(self.env.host_id).into_iter().collect();
+        hosts.sort_unstable();
+        if **self.neighbours.load() != hosts {
+            self.neighbours.store(Arc::new(hosts));
+        }
+    }
+}
+
+/// Runs the raft groups of one process on one folder.
+pub struct Host {
+    core: Arc<Core>,
+    inbound: Arc<Door>,
+    threads: Mutex<Option<Threads>>,
+    stopped: AtomicBool,
+}
+
+struct Threads {
+    workers: Vec<JoinHandle<()>>,
+    apply: JoinHandle<()>,
+    helpers: Vec<JoinHandle<()>>,
+    gc: JoinHandle<()>,
+}
+
+impl Host {
+    /// Opens the folder, repairs what a crash left half done, and starts all regions in it. Blocks; not for a runtime's
+    /// worker thread.
+    pub fn open(
+        config: HostConfig,
+        machine: Arc<dyn StateMachine>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Host, OpenError> {
+        Self::open_with(config, Timing::default(), machine, transport)
+    }
+
+    /// The same, with a clockwork of its own.
+    pub fn open_with(
+        config: HostConfig,
+        timing: Timing,
+        machine: Arc<dyn StateMachine>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Host, OpenError> {
+        if config.workers == 0 || config.host_id == 0 {
+            return Err(OpenError::Config("a raft host needs at least one worker and an id other than 0".to_owned()));
+        }
+        let Opened { lock, db, log, snap_dir, incarnation, regions } = recover::open(&config, &*machine)?;
+        let (boxes, posts) = post_boxes(config.workers);
+        let (apply, apply_tasks) = unbounded();
+        let (helpers, helper_tasks) = unbounded();
+        let (gc, gc_tasks) = unbounded();
+        let keep = Keep { entries: config.log_keep_entries, bytes: config.log_keep_bytes };
+        let support = Arc::new(SupportTable::new(config.host_id, incarnation, timing.support));
+        let core = Arc::new(Core {
+            cluster_id: config.cluster_id,
+            domain: config.domain,
+            incarnation,
+            env: Env { host_id: config.host_id, timing, keep, support },
+            db,
+            log,
+            machine,
+            transport,
+            table: Mutex::default(),
+            posts,
+            snap_dir: snap_dir.clone(),
+            snapshot_number: AtomicU64::new(0),
+            snapshots_running: Arc::default(),
+            apply_bytes: AtomicUsize::new(0),
+            still_until: Now::monotonic().plus(timing.quiet()),
+            neighbours: ArcSwap::default(),
+            apply,
+            helpers,
+            gc,
+            _lock: lock,
+        });
+        for (region, state) in regions {
+            core.start(region, state, Origin::Restarted)?;
+        }
+        core.refresh_neighbours();
+        let threads = start_threads(&core, boxes, apply_tasks, &helper_tasks, gc_tasks)
+            .map_err(|error| OpenError::io(&config.dir, error))?;
+        let inbound = Arc::new(Door { core: Arc::downgrade(&core), snap_dir });
+        tracing::info!(host = config.host_id, incarnation, dir = %config.dir.display(), "raft host open");
+        Ok(Host { core, inbound, threads: Mutex::new(Some(threads)), stopped: AtomicBool::new(false) })
+    }
+
+    /// How often this folder was opened, this time included.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.core.incarnation)
+    }
+
+    /// Makes this host's peers of new regions. Idempotent: a region that exists already stays as it is. All or nothing;
+    /// durable on return. Blocks on the disk.
+    pub fn create_regions(&self, regions: Vec<Region>) -> Result<(), String> {
+        if self.stopped.load(std::sync::atomic::Ordering::Acquire) {
+            return Err("the host is stopping".to_owned());
+        }
+        let host = StoreId(self.core.env.host_id);
+        for region in &regions {
+            check_new(region, host)?;
+        }
+        // Held over the write: two creations, or a creation and a split, must not pass each other's check.
+        let mut table = self.core.table.lock();
+        let mut new: Vec<Region> = Vec::new();
+        for region in regions {
+            if table.get(region.id).is_some() || new.iter().any(|other| other.id == region.id) {
+                continue;
+            }
+            let other = table.overlapping(&region.range(), region.id);
+            let other = other.or_else(|| new.iter().find(|n| n.range().overlaps(&region.range())).map(|n| n.id));
+            if let Some(other) = other {
+                return Err(format!("{} would overlap r{other}", region.region_id()));
+            }
+            new.push(region);
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::new();
+        for region in &new {
+            let cf = self.core.cf_host();
+            let state = RegionState::normal(region.clone()).encode_to_vec();
+            batch.put_cf(cf, Key::RegionState(region.id).encode(), state);
+            batch.put_cf(cf, Key::ApplyState(region.id).encode(), ApplyState::INITIAL.encode());
+        }
+        self.core.write_host(batch, true);
+        // CRASH: regions are durable, nothing of their logs is. Safe: the start-up takes them as untouched.
+        let handles: Vec<PeerHandle> = new.iter().map(|region| self.core.enter(&mut table, region, None)).collect();
+        drop(table);
+        for (region, handle) in new.into_iter().zip(handles) {
+            self.core.give_birth(region, handle, ApplyState::INITIAL, Origin::Created);
+        }
+        self.core.refresh_neighbours();
+        Ok(())
+    }
+
+    /// The peer of `region` here.
+    pub fn handle(&self, region: RegionId) -> Option<PeerHandle> {
+        self.core.table.lock().get(region.0).cloned()
+    }
+
+    /// All peers here, in key order.
+    pub fn handles(&self) -> Vec<PeerHandle> {
+        self.core.table.lock().handles().cloned().collect()
+    }
+
+    /// The peer whose region holds `key`.
+    pub fn handle_at(&self, key: &[u8]) -> Option<PeerHandle> {
+        self.core.table.lock().at(key).cloned()
+    }
+
+    /// Where the transport delivers.
+    pub fn inbound(&self) -> Arc<dyn Inbound> {
+        Arc::clone(&self.inbound) as Arc<dyn Inbound>
+    }
+
+    /// The database that holds the regions' data.
+    pub fn db(&self) -> Arc<DB> {
+        Arc::clone(&self.core.db)
+    }
+
+    /// Bytes on disk: log and data.
+    pub fn used_bytes(&self) -> u64 {
+        let data = self.core.db.live_files().map_or(0, |files| files.iter().map(|file| file.size as u64).sum());
+        data + self.core.log.used_bytes()
+    }
+
+    /// Stops all threads; what is unanswered is answered `Unknown` (or `Dropped` where that is certain). Leaders are not
+    /// handed over. The folder is free once this and everything opened from it is dropped.
+    pub fn shutdown(&self) {
+        self.stopped.store(true, std::sync::atomic::Ordering::Release);
+        let Some(threads) = self.threads.lock().take() else { return };
+        for post in &self.core.posts {
+            _ = post.notes.send(Note::Stop);
+        }
+        threads.workers.into_iter().for_each(join);
+        for _ in 0..HELPERS {
+            self.core.help(HelperTask::Stop);
+        }
+        threads.helpers.into_iter().for_each(join);
+        self.core.apply_later(ApplyTask::Stop);
+        join(threads.apply);
+        _ = self.core.gc.send(Truncated::Stop);
+        join(threads.gc);
+        if let Err(error) = self.core.db.flush_wal(true) {
+            tracing::error!(%error, "the data was not synced on the way out; the log still has it");
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    // A thread that panicked has ended the process already.
+    _ = thread.join();
+}
+
+fn check_new(region: &Region, host: StoreId) -> Result<(), String> {
+    let id = region.region_id();
+    if !id.is_valid() || region.epoch.is_none() {
+        return Err(format!("{id} needs an id and an epoch"));
+    }
+    if region.range().is_empty() {
+        return Err(format!("{id} holds no keys"));
+    }
+    if region.peer_on(host).is_none() {
+        return Err(format!("{id} has no peer on host {}", host.0));
+    }
+    let mut seen = HashMap::new();
+    for peer in &region.peers {
+        if peer.id == 0 || peer.store_id == 0 || seen.insert(peer.id, peer.store_id).is_some() {
+            return Err(format!("{id} has peers without distinct ids"));
+        }
+    }
+    if region.peers.iter().all(|peer| peer.learner) {
+        return Err(format!("{id} has no voter"));
+    }
+    Ok(())
+}
+
+type Boxes = Vec<(Receiver<Mail>, Receiver<Note>)>;
+
+fn post_boxes(workers: usize) -> (Boxes, Vec<Post>) {
+    let posted_bytes = || Arc::new(AtomicUsize::new(0));
+    (0..workers)
+        .map(|_| {
+            let (mail, mails) = bounded(MAIL_MAX);
+            let (notes, noted) = unbounded();
+            ((mails, noted), Post { mail, notes, posted_bytes: posted_bytes() })
+        })
+        .unzip()
+}
+
+impl Core {
+    /// Puts a region into the table.
+    fn enter(&self, table: &mut RegionTable, region: &Region, apply: Option<ApplyState>) -> PeerHandle {
+        let own = *region.peer_on(StoreId(self.env.host_id)).expect("checked: the region has a peer here");
+        let apply = Some(apply.unwrap_or(ApplyState::INITIAL));
+        let handle = PeerHandle::new(region.clone(), own, apply, self.post(region.id).clone());
+        table.put(region.clone(), handle.clone());
+        handle
+    }
+
+    fn start(&self, region: Region, apply: ApplyState, origin: Origin) -> Result<(), OpenError> {
+        if region.peer_on(StoreId(self.env.host_id)).is_none() {
+            let what = format!("{} has no peer on this host", region.region_id());
+            return Err(OpenError::damaged(&self.snap_dir, what));
+        }
+        let handle = self.enter(&mut self.table.lock(), &region, Some(apply));
+        self.give_birth(region, handle, apply, origin);
+        Ok(())
+    }
+
+    /// Opens the machine and lets the threads know of the peer.
+    fn give_birth(&self, region: Region, handle: PeerHandle, apply: ApplyState, origin: Origin) {
+        let id = region.id;
+        let machine = self.machine.open_region(Arc::clone(&self.db), handle.clone());
+        let delegate = Delegate { handle: handle.clone(), machine: Arc::clone(&machine), state: apply, region };
+        self.apply_later(ApplyTask::Register(Box::new(delegate)));
+        self.note(id, Note::Create(Box::new(Birth { handle, machine, apply, origin })));
+    }
+}
+
+fn start_threads(
+    core: &Arc<Core>,
+    boxes: Boxes,
+    apply_tasks: Receiver<ApplyTask>,
+    helper_tasks: &Receiver<HelperTask>,
+    gc_tasks: Receiver<Truncated>,
+) -> std::io::Result<Threads> {
+    let mut workers = Vec::new();
+    for (index, (mail, notes)) in boxes.into_iter().enumerate() {
+        let worker = Worker::new(index, Arc::clone(core), mail, notes);
+        workers.push(spawn(format!("raft-{index}"), "raft worker", move || worker.run())?);
+    }
+    let apply_core = Arc::clone(core);
+    let apply = spawn("apply".to_owned(), "apply", move || apply::run(&apply_core, &apply_tasks))?;
+    let mut helpers = Vec::new();
+    for index in 0..HELPERS {
+        let (core, tasks) = (Arc::clone(core), helper_tasks.clone());
+        helpers.push(spawn(format!("raft-helper-{index}"), "raft helper", move || snapshot::run(&core, &tasks))?);
+    }
+    let gc_core = Arc::clone(core);
+    let gc = spawn("log-gc".to_owned(), "log gc", move || collect_garbage(&gc_core, &gc_tasks))?;
+    Ok(Threads { workers, apply, helpers, gc })
+}
+
+fn spawn(name: String, what: &'static str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name).spawn(move || {
+        let _guard = AbortOnPanic(what);
+        body();
+    })
+}
+
+/// The log GC thread. Log goes only after what was applied from it is durable in RocksDB, one sync for many regions.
+fn collect_garbage(core: &Core, tasks: &Receiver<Truncated>) {
+    let mut next_purge = Instant::now() + core.env.timing.purge;
+    loop {
+        let mut truncated: HashMap<u64, (u64, u64)> = HashMap::new();
+        let first = match tasks.recv_deadline(next_purge) {
+            Ok(task) => Some(task),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        for task in first.into_iter().chain(tasks.try_iter()) {
+            match task {
+                Truncated::Region { region, peer, index } => _ = truncated.insert(region, (peer, index)),
+                Truncated::Stop => return,
+            }
+        }
+        if !truncated.is_empty() {
+            if let Err(error) = core.db.flush_wal(true) {
+                fatal(format_args!("{} cannot be synced: {error}", core.db.path().display()));
+            }
+            for (region, (peer, index)) in truncated {
+                core.note(region, Note::Compact { region, peer, index });
+            }
+        }
+        if Instant::now() >= next_purge {
+            next_purge = Instant::now() + core.env.timing.purge;
+            match core.log.purge() {
+                Ok(regions) => regions.into_iter().for_each(|region| core.note(region, Note::ForceCompact { region })),
+                Err(error) => tracing::warn!(%error, "old log files were not removed, trying again later"),
+            }
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! One raft group member: what happens to it goes in, [`Effects`] come out. No threads, no sockets, no disk of its own
+//! but the log it reads through [`PeerStorage`]; time comes in as `now`.
+//!
+//! ```text
+//!  in                                         out (Effects)
+//!  step(message), step_snapshot               messages        sent before the log write (leader) or after it (others)
+//!  propose, command, tick                     log, sync       one write for all regions of the worker
+//!  on_applied, on_installed, on_generated     apply           committed entries
+//!  collect → (effects are carried out) → finish               install, generate, snapshots
+//! ```
+//!
+//! Nothing but `finish` may be called between `collect` and `finish`.
+
+use std::sync::Arc;
+
+use braid_proto::id::{PeerId, Term};
+use braid_proto::pb::{Peer as PeerMeta, Region, SnapshotManifest};
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{Config, RawNode, ReadOnlyOption, Ready, StateRole};
+
+use crate::config::Timing;
+use crate::error::fatal;
+use crate::gc::Keep;
+use crate::guard::{Followed, VoteGuard, from_leader};
+use crate::handle::{PeerHandle, View};
+use crate::lease::{LeaseBasis, Seen, Voter};
+use crate::log::LogStore;
+use crate::mail::SnapshotDir;
+use crate::meta::{self, Admin, ApplyState, RaftState};
+use crate::proposals::{Proposals, Waiting};
+use crate::reads::Reads;
+use crate::storage::{PeerStorage, SnapshotSlot};
+use crate::support::{Now, SupportTable};
+use crate::{Done, Outcome, RegionMachine};
+
+mod command;
+mod ready;
+mod snapshot;
+
+pub(crate) use command::Transfer;
+pub(crate) use ready::{Committed, Effects, OutgoingSnapshot};
+pub(crate) use snapshot::Install;
+
+/// What all peers of a host share.
+pub(crate) struct Env {
+    pub host_id: u64,
+    pub timing: Timing,
+    pub keep: Keep,
+    pub support: Arc<SupportTable>,
+}
+
+/// Ticks between two heartbeats of a leader that rests.
+const RESTING_TICKS: u64 = 20;
+
+/// A peer of this host.
+pub(crate) struct Peer {
+    pub handle: PeerHandle,
+    raw: RawNode<PeerStorage>,
+    /// None while the peer has no region state.
+    machine: Option<Arc<dyn RegionMachine>>,
+    /// What was last written, but for a commit index that may have moved since.
+    raft_state: RaftState,
+    /// Term, role and leader as last published.
+    seen: (u64, StateRole, u64),
+    /// Senders and receivers by id; the region's peers, and whoever wrote while there was no region.
+    peers: Vec<PeerMeta>,
+    guard: VoteGuard,
+    lease: LeaseBasis,
+    proposals: Proposals,
+    reads: Reads,
+    transfer: Option<Transfer>,
+    /// Leads this term, and the machine has not been told because nothing of the term is handed to apply yet.
+    inaugurating: Option<u64>,
+    /// A split of this term was proposed and is not applied.
+    splitting: bool,
+    /// Highest index handed to the apply thread.
+    handed: u64,
+    /// Bytes of entries that the apply thread has not answered yet.
+    apply_bytes: usize,
+    /// Highest index whose truncation was proposed.
+    compact_proposed: u64,
+    /// Bytes of the entries behind `truncated`, about.
+    log_bytes: u64,
+    incoming: Option<(SnapshotManifest, SnapshotDir)>,
+    installing: bool,
+    /// Ticks that a finished snapshot waits for raft to take it.
+    snapshot_age: u64,
+    /// A raft snapshot for this peer could not be sent; raft is told when it may be.
+    failed_snapshot: Option<u64>,
+    last_heard: Vec<(u64, Now)>,
+    ticks: u64,
+    ready: Option<Ready>,
+}
+
+impl Peer {
+    /// A peer with region state. `raft_state` is what the log holds for it.
+    pub fn new(
+        env: &Env,
+        handle: PeerHandle,
+        machine: Arc<dyn RegionMachine>,
+        log: Arc<dyn LogStore>,
+        raft_state: Option<RaftState>,
+        apply: ApplyState,
+        guard: VoteGuard,
+    ) -> Self {
+        let raft_state = initial_raft_state(handle.peer().id, raft_state, apply);
+        let region = handle.region();
+        Self::build(env, handle, Some(machine), log, raft_state, Some(apply), guard, region.peers.clone())
+    }
+
+    /// A peer that a message called into being: it may vote and take a raft snapshot, no more.
+    pub fn uninitialised(
+        env: &Env,
+        handle: PeerHandle,
+        log: Arc<dyn LogStore>,
+        raft_state: Option<RaftState>,
+        guard: VoteGuard,
+    ) -> Self {
+        let raft_state = raft_state.unwrap_or(RaftState { peer_id: handle.peer().id, ..RaftState::default() });
+        Self::build(env, handle, None, log, raft_state, None, guard, Vec::new())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the two constructors above are what callers see")]
+    fn build(
+        env: &Env,
+        handle: PeerHandle,
+        machine: Option<Arc<dyn RegionMachine>>,
+        log: Arc<dyn LogStore>,
+        raft_state: RaftState,
+        apply: Option<ApplyState>,
+        guard: VoteGuard,
+        peers: Vec<PeerMeta>,
+    ) -> Self {
+        let conf_state = meta::conf_state(&peers);
+        let storage = PeerStorage::new(handle.id(), log, conf_state, raft_state.hard_state(), apply);
+        let applied = apply.map_or(0, |apply| apply.applied_index);
+        let config = Config {
+            id: handle.peer().id,
+            election_tick: env.timing.election_ticks,
+            heartbeat_tick: env.timing.heartbeat_ticks,
+            applied,
+            max_size_per_msg: 1 << 20,
+            max_inflight_msgs: 256,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            batch_append: true,
+            max_uncommitted_size: 64 << 20,
+            max_committed_size_per_ready: 16 << 20,
+            ..Config::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = match RawNode::new(&config, storage, &logger) {
+            Ok(raw) => raw,
+            Err(error) => fatal(format_args!("raft group {handle:?} cannot start: {error}")),
+        };
+        let seen = (raw.raft.term, raw.raft.state, raw.raft.leader_id);
+        handle.0.view.store(Arc::new(View { term: seen.0, leading: false, leader: None }));
+        Self {
+            handle,
+            raw,
+            machine,
+            raft_state,
+            seen,
+            peers,
+            guard,
+            lease: LeaseBasis::default(),
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            transfer: None,
+            inaugurating: None,
+            splitting: false,
+            handed: applied,
+            apply_bytes: 0,
+            compact_proposed: 0,
+            log_bytes: 0,
+            incoming: None,
+            installing: false,
+            snapshot_age: 0,
+            failed_snapshot: None,
+            last_heard: Vec::new(),
+            ticks: 0,
+            ready: None,
+        }
+    }
+
+    pub fn region_id(&self) -> u64 {
+        self.handle.id()
+    }
+
+    pub fn peer_id(&self) -> u64 {
+        self.handle.peer().id
+    }
+
+    pub fn is_initialised(&self) -> bool {
+        self.raw.store().is_initialised()
+    }
+
+    /// Whether raft has something to do that `collect` would take.
+    pub fn is_busy(&self) -> bool {
+        self.raw.has_ready() || self.proposals.is_waiting()
+    }
+
+    fn leads(&self, term: u64) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.raw.raft.term == term
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    fn applied(&self) -> u64 {
+        self.raw.raft.raft_log.applied
+    }
+
+    /// Whether the first entry of the leader's own term is applied.
+    fn settled(&self) -> bool {
+        self.handle.0.applied_term.load(std::sync::atomic::Ordering::Acquire) == self.raw.raft.term
+    }
+
+    /// Whether a sole voter sits here: it may campaign at once, nobody else can have been promised anything.
+    pub fn is_sole_voter(&self) -> bool {
+        let region = self.handle.region();
+        region.peers.iter().filter(|peer| !peer.learner).count() == 1
+            && region.peer(PeerId(self.peer_id())).is_some_and(|peer| !peer.learner)
+    }
+
+    /// Whether this peer campaigns at once where all peers of its region were just created.
+    pub fn goes_first(&self) -> bool {
+        let region = self.handle.region();
+        region.peers.iter().find(|peer| !peer.learner).is_some_and(|peer| peer.id == self.peer_id())
+    }
+
+    /// A message of another host, whose frames carry `incarnation`.
+    pub fn step(&mut self, from: PeerMeta, incarnation: u64, message: Message, now: Now, env: &Env) {
+        match message.get_msg_type() {
+            // Forwarded proposals and questions have no index and no term to answer by; nobody sends them here.
+            MessageType::MsgPropose
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgTransferLeader
+            // Local to the sender; from outside they are forgeries.
+            | MessageType::MsgHup
+            | MessageType::MsgBeat
+            | MessageType::MsgUnreachable
+            | MessageType::MsgSnapStatus
+            | MessageType::MsgCheckQuorum => return,
+            _ => {}
+        }
+        if message.from != from.id || message.to != self.peer_id() {
+            return;
+        }
+        if !self.peers.iter().any(|known| known.id == from.id && known.store_id == from.store_id) {
+            if self.is_initialised() {
+                return;
+            }
+            self.peers.retain(|known| known.id != from.id);
+            self.peers.push(from);
+        }
+        let promised = |host, incarnation| env.support.promised(host, incarnation, now);
+        if !self.guard.admits(&message, now.0, promised) {
+            metrics::counter!("braid_raft_votes_withheld_total").increment(1);
+            return;
+        }
+        self.heard(from.id, &message, incarnation, now);
+        let (term, leading) = (message.term, from_leader(&message));
+        if let Err(error) = self.raw.step(message) {
+            tracing::debug!(region = self.region_id(), %error, "raft refused a message");
+        }
+        let raft = &self.raw.raft;
+        if leading && raft.term == term && raft.leader_id == from.id {
+            self.guard.follows(Followed { peer: from.id, term, host: from.store_id, incarnation });
+        }
+    }
+
+    fn heard(&mut self, from: u64, message: &Message, incarnation: u64, now: Now) {
+        if !self.is_leader() {
+            return;
+        }
+        match self.last_heard.iter_mut().find(|(peer, _)| *peer == from) {
+            Some((_, heard)) => *heard = now,
+            None => self.last_heard.push((from, now)),
+        }
+        let answers = message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term == self.raw.raft.term;
+        let Some(sent) = message.context.first_chunk::<8>().filter(|_| answers) else { return };
+        let seen = Seen { sent: Now(u64::from_be_bytes(*sent)), incarnation };
+        if seen.sent <= now && self.lease.saw(from, seen) {
+            self.publish_lease();
+        }
+    }
+
+    fn publish_lease(&self) {
+        self.handle.0.basis.store(Arc::new(self.lease.clone()));
+    }
+
+    /// Ends the lease for good in this term (rule O7).
+    fn void_lease(&mut self) {
+        self.lease = LeaseBasis::default();
+        self.publish_lease();
+    }
+
+    /// A tick has passed.
+    pub fn tick(&mut self, now: Now, env: &Env) {
+        self.ticks += 1;
+        self.watch_transfer(true);
+        self.expire_snapshot(env);
+        if self.installing || !self.is_initialised() {
+            return;
+        }
+        if self.is_leader() {
+            if self.ticks.is_multiple_of(RESTING_TICKS) {
+                self.report_down_peers(now, env);
+            } else if self.rests(now) {
+                return;
+            }
+            self.raw.tick();
+            return;
+        }
+        if !self.guard.may_campaign(now.0) {
+            return;
+        }
+        let promised = |host, incarnation| env.support.promised(host, incarnation, now);
+        // The clock runs up to the end but not past it: when support lapses, the rest of the random timeout is left.
+        if self.raw.raft.election_elapsed + 1 >= env.timing.election_ticks && self.guard.bound(promised) {
+            return;
+        }
+        self.raw.tick();
+    }
+
+    /// Whether the leader may skip heartbeats: everybody has everything and supports it. Any event ends this.
+    fn rests(&mut self, now: Now) -> bool {
+        let raft = &self.raw.raft;
+        let (last, committed) = (raft.raft_log.last_index(), raft.raft_log.committed);
+        let done = raft.prs().iter().all(|(_, pr)| pr.matched == last && pr.committed_index >= committed);
+        let rests = done
+            && committed == last
+            && self.transfer.is_none()
+            && self.reads.is_empty()
+            && self.proposals.is_empty()
+            && self.lease.all_support(now);
+        if rests {
+            let applied = self.applied();
+            self.raw.mut_store().trim_cache(applied, true);
+            self.raw.raft.maybe_free_inflight_buffers();
+        }
+        rests
+    }
+
+    fn report_down_peers(&mut self, now: Now, env: &Env) {
+        let silent = |peer: &u64| {
+            let heard = self.last_heard.iter().find(|(id, _)| id == peer).map_or(Now(0), |(_, heard)| *heard);
+            now.since(heard) >= env.timing.peer_down
+        };
+        let ids = self.peers.iter().map(|peer| peer.id).filter(|id| *id != self.peer_id());
+        let down: Vec<u64> = ids.filter(silent).collect();
+        if **self.handle.0.down_peers.load() != down {
+            self.handle.0.down_peers.store(Arc::new(down));
+        }
+    }
+
+    /// Publishes term, role and leader if they changed, and does what follows from it. Before anything is sent.
+    fn observe_role(&mut self, now: Now, env: &Env) {
+        let raft = &self.raw.raft;
+        let seen = (raft.term, raft.state, raft.leader_id);
+        if seen == self.seen {
+            return;
+        }
+        let was = std::mem::replace(&mut self.seen, seen);
+        let (term, state, leader_id) = seen;
+        let (led, leads) = (was.1 == StateRole::Leader, state == StateRole::Leader);
+        let anew = leads && !(led && was.0 == term);
+        if led && (!leads || anew) {
+            self.resign();
+        }
+        let leader = self.peers.iter().find(|peer| peer.id == leader_id).copied();
+        self.handle.0.view.store(Arc::new(View { term, leading: leads, leader }));
+        if anew {
+            self.inaugurate(now, env);
+        } else if matches!(state, StateRole::Follower | StateRole::PreCandidate)
+            && let Some(machine) = &self.machine
+        {
+            // A candidate may still lead its term; everybody else cannot any more.
+            machine.on_follower(Term(term), leader);
+        }
+        self.watch_transfer(false);
+    }
+
+    fn inaugurate(&mut self, now: Now, env: &Env) {
+        metrics::counter!("braid_raft_leader_changes_total").increment(1);
+        let term = self.raw.raft.term;
+        self.guard.leads();
+        self.inaugurating = Some(term);
+        self.compact_proposed = 0;
+        let voters = self.peers.iter().filter(|peer| !peer.learner && peer.id != self.peer_id());
+        let others = voters.map(|peer| Voter { peer: peer.id, cell: env.support.cell(peer.store_id), seen: None });
+        self.lease = LeaseBasis { term, others: others.collect(), cap: None };
+        self.publish_lease();
+        self.last_heard = self.peers.iter().map(|peer| (peer.id, now)).collect();
+        // Asks everybody right away, so that the lease does not wait for the first tick.
+        self.raw.ping();
+    }
+
+    fn resign(&mut self) {
+        self.void_lease();
+        self.inaugurating = None;
+        self.splitting = false;
+        self.reads.fail();
+        self.proposals.drop_waiting();
+        self.handle.0.down_peers.store(Arc::default());
+        let mut slot = self.raw.store().snapshots.borrow_mut();
+        if matches!(*slot, SnapshotSlot::Wanted(_) | SnapshotSlot::Ready { .. }) {
+            *slot = SnapshotSlot::Idle;
+        }
+    }
+
+    /// The apply thread has applied up to `index`.
+    pub fn on_applied(&mut self, index: u64, bytes: usize, truncated: Option<(u64, u64)>, split: bool) {
+        self.apply_bytes -= bytes;
+        if index > self.applied() {
+            self.raw.advance_apply_to(index);
+        }
+        if let Some((index, term)) = truncated {
+            let (old, last) = (self.raw.store().truncated(), self.raw.store().last());
+            self.raw.mut_store().truncate(index, term);
+            if index > old && last > old {
+                self.log_bytes = (u128::from(self.log_bytes) * u128::from(last - index) / u128::from(last - old)) as u64;
+            }
+        }
+        if split {
+            self.splitting = false;
+            self.peers.clone_from(&self.handle.region().peers);
+            if self.lease.cap.take().is_some() {
+                self.publish_lease();
+            }
+        }
+        self.reads.applied(index);
+        self.raw.mut_store().trim_cache(index, false);
+    }
+
+    /// The process stops, or the peer is replaced: nobody will answer for it any more.
+    pub fn abandon(&mut self) {
+        self.void_lease();
+        let view = View { term: self.raw.raft.term, ..View::default() };
+        self.handle.0.view.store(Arc::new(view));
+        self.reads.fail();
+        self.proposals.abandon();
+        if let Some(transfer) = self.transfer.take() {
+            (transfer.done)(Err("this process stops".to_owned()));
+        }
+    }
+}
+
+/// The raft state that an initialised peer starts with, given what its log holds.
+pub(crate) fn initial_raft_state(peer_id: u64, stored: Option<RaftState>, apply: ApplyState) -> RaftState {
+    let fresh = RaftState { peer_id, term: apply.applied_term, vote: 0, commit: apply.applied_index };
+    match stored {
+        Some(stored) if stored.peer_id == peer_id && stored.term >= fresh.term => {
+            RaftState { commit: stored.commit.max(fresh.commit), ..stored }
+        }
+        _ => fresh,
+    }
+}
+
+/// A raft entry of our own making.
+fn entry(context: Bytes, data: Bytes) -> Entry {
+    Entry { context, data, ..Entry::default() }
+}
+
+fn admin_entry(admin: &Admin) -> Entry {
+    let (context, data) = admin.encode();
+    entry(context, data)
+}
+
+/// The range and epoch that receivers judge a message by which may create a peer.
+fn shape_of(region: &Region) -> Region {
+    Region { peers: Vec::new(), ..region.clone() }
+}
+
+impl Peer {
+    /// Proposes a data entry, behind everything proposed before it (rule O3).
+    pub fn propose(&mut self, term: u64, data: Bytes, done: Done) {
+        if !self.leads(term) || self.handle.0.refused_term.load(std::sync::atomic::Ordering::Acquire) == term {
+            return done(Outcome::Dropped);
+        }
+        metrics::counter!("braid_raft_proposals_total").increment(1);
+        let proposal = Waiting { context: Bytes::new(), data, done };
+        let refused = if self.proposals.is_waiting() { Err(proposal) } else { self.append(proposal) };
+        let Err(proposal) = refused else { return };
+        if let Err(proposal) = self.proposals.wait(proposal) {
+            (proposal.done)(Outcome::Dropped);
+            self.give_up(term);
+        }
+    }
+
+    /// Appends to the raft log, or gives the proposal back because raft would not take it now.
+    fn append(&mut self, proposal: Waiting) -> Result<(), Waiting> {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.peer_id();
+        message.entries = vec![entry(proposal.context.clone(), proposal.data.clone())].into();
+        match self.raw.raft.step(message) {
+            Ok(()) => {
+                let raft = &self.raw.raft;
+                self.proposals.appended(raft.raft_log.last_index(), raft.term, proposal.done);
+                Ok(())
+            }
+            Err(_) => Err(proposal),
+        }
+    }
+
+    /// Proposes again what raft refused before, in order.
+    fn retry(&mut self) {
+        while self.is_leader()
+            && let Some(proposal) = self.proposals.next_waiting()
+        {
+            if let Err(proposal) = self.append(proposal) {
+                return self.proposals.wait_again(proposal);
+            }
+        }
+    }
+
+    /// A proposal of `term` was refused for want of room: what was evaluated after it must not be accepted, so the
+    /// leader steps down.
+    pub fn give_up(&mut self, term: u64) {
+        if !self.leads(term) {
+            return;
+        }
+        tracing::warn!(region = self.region_id(), term, "too many proposals are waiting; the leader steps down");
+        metrics::counter!("braid_raft_gave_up_total").increment(1);
+        self.handle.0.refused_term.fetch_max(term, std::sync::atomic::Ordering::AcqRel);
+        self.proposals.drop_waiting();
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+    }
+}

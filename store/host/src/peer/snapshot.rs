@@ -1,0 +1,149 @@
+//! Raft snapshots as one peer sees them: wanted, generated and sent by a leader; received and installed by a follower.
+//!
+//! A follower installs in this order, each step durable before the next (`install` has the steps):
+//!
+//! 1. RocksDB: "applying", with what to install and the apply state it will leave.
+//! 2. Log: cleaned, raft state at the snapshot. From here on the acknowledgement may leave.
+//! 3. RocksDB: the region's old data deleted, the files taken in.
+//! 4. RocksDB: "normal".
+
+use braid_proto::id::PeerId;
+use braid_proto::pb::{Peer as PeerMeta, Region, SnapshotManifest};
+use raft::SnapshotStatus;
+use raft::eraftpb::{Message, Snapshot};
+
+use super::{Effects, Env, Peer};
+use crate::handle::PeerHandle;
+use crate::mail::SnapshotDir;
+use crate::meta::{ApplyState, RaftState};
+use crate::storage::{SnapshotFiles, SnapshotSlot};
+use crate::support::Now;
+
+/// A raft snapshot that is to replace a region's data here.
+pub(crate) struct Install {
+    pub handle: PeerHandle,
+    pub region: Region,
+    /// The region before; None: the peer held nothing.
+    pub replaced: Option<Region>,
+    pub manifest: SnapshotManifest,
+    pub dir: SnapshotDir,
+    pub apply: ApplyState,
+    pub raft_state: RaftState,
+}
+
+impl Peer {
+    /// Passes on that raft needs a snapshot for a follower.
+    pub(super) fn want_snapshot(&mut self, effects: &mut Effects) {
+        let SnapshotSlot::Wanted(to) = *self.raw.store().snapshots.borrow() else { return };
+        effects.generate.push((self.region_id(), self.peer_id(), to));
+    }
+
+    /// Generation of the wanted snapshot starts.
+    pub fn on_generating(&mut self) {
+        let mut slot = self.raw.store().snapshots.borrow_mut();
+        if matches!(*slot, SnapshotSlot::Wanted(_)) {
+            *slot = SnapshotSlot::Generating;
+        }
+    }
+
+    /// A snapshot for `to` was made, or could not be.
+    pub fn on_generated(&mut self, to: u64, result: Result<(Box<Snapshot>, SnapshotFiles), String>) {
+        let leads = self.is_leader();
+        let mut slot = self.raw.store().snapshots.borrow_mut();
+        match result {
+            Ok((snapshot, files)) if leads => *slot = SnapshotSlot::Ready { to, snapshot, files },
+            Ok(_) => *slot = SnapshotSlot::Idle,
+            Err(why) => {
+                tracing::warn!(region = self.handle.id(), to, why, "raft snapshot not made, raft asks again");
+                *slot = SnapshotSlot::Idle;
+            }
+        }
+        drop(slot);
+        // Raft would come back to it with the follower's next heartbeat answer.
+        if leads && self.raw.raft.prs().get(to).is_some() {
+            self.raw.raft.send_append(to);
+        }
+    }
+
+    /// A snapshot reached `to`, or did not.
+    pub fn on_sent(&mut self, to: u64, ok: bool) {
+        if matches!(*self.raw.store().snapshots.borrow(), SnapshotSlot::Sending(peer) if peer == to) {
+            self.raw.store().snapshots.replace(SnapshotSlot::Idle);
+        }
+        self.raw.report_snapshot(to, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+    }
+
+    /// The transport did not take a message to `to`.
+    pub fn on_unreachable(&mut self, to: u64) {
+        self.raw.report_unreachable(to);
+    }
+
+    /// Whether a raft snapshot is on its way in.
+    pub fn is_installing(&self) -> bool {
+        self.installing || self.incoming.is_some()
+    }
+
+    /// Gives up a snapshot that raft never came back for, and with it the right to make another one.
+    pub(super) fn expire_snapshot(&mut self, env: &Env) {
+        let mut slot = self.raw.store().snapshots.borrow_mut();
+        if !matches!(*slot, SnapshotSlot::Ready { .. }) {
+            self.snapshot_age = 0;
+            return;
+        }
+        self.snapshot_age += 1;
+        if self.snapshot_age > 4 * env.timing.election_ticks as u64 {
+            *slot = SnapshotSlot::Idle;
+        }
+    }
+
+    /// A received raft snapshot, whose range is reserved. True: raft takes it, and the files with it.
+    pub fn step_snapshot(
+        &mut self,
+        from: PeerMeta,
+        incarnation: u64,
+        message: Message,
+        manifest: SnapshotManifest,
+        dir: SnapshotDir,
+        now: Now,
+        env: &Env,
+    ) -> bool {
+        let listed = manifest.region.as_ref().and_then(|region| region.peer(PeerId(self.peer_id()))).is_some();
+        if self.installing || self.incoming.is_some() || !listed {
+            return false;
+        }
+        let index = message.get_snapshot().get_metadata().index;
+        self.step(from, incarnation, message, now, env);
+        let taken = self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index);
+        if taken {
+            self.incoming = Some((manifest, dir));
+        }
+        taken
+    }
+
+    /// Raft has accepted the snapshot that came with the stored files: nothing else happens to this peer until its data
+    /// is in place.
+    pub(super) fn begin_install(&mut self, snapshot: &Snapshot) -> Install {
+        let (manifest, dir) = self.incoming.take().expect("raft snapshots enter through step_snapshot");
+        let meta = snapshot.get_metadata();
+        self.installing = true;
+        self.proposals.jumped(meta.index);
+        let region = manifest.region.clone().expect("checked when it was stepped");
+        let replaced = self.is_initialised().then(|| (*self.handle.region()).clone());
+        let apply = ApplyState::at(meta.index, meta.term);
+        // The hard state of this very Ready is taken over already; its commit is the snapshot's index.
+        let raft_state = self.raft_state;
+        Install { handle: self.handle.clone(), region, replaced, manifest, dir, apply, raft_state }
+    }
+
+    /// The data of the snapshot is in place and durable; `machine` is opened on it.
+    pub fn on_installed(&mut self, machine: std::sync::Arc<dyn crate::RegionMachine>, apply: ApplyState) {
+        self.installing = false;
+        self.handed = apply.applied_index;
+        self.peers.clone_from(&self.handle.region().peers);
+        self.raw.advance_apply_to(apply.applied_index);
+        self.machine = Some(machine);
+        // What was seen of the role so far went to the machine before this one: it is told again.
+        self.seen = (0, self.raw.raft.state, 0);
+        self.reads.applied(apply.applied_index);
+    }
+}

@@ -1,0 +1,357 @@
+//! The raft worker: one thread that owns the raft groups of its regions.
+//!
+//! ```text
+//!  mail, notes, tick ──► step ──► collect ──► leaders' messages out ──► snapshot intents (RocksDB)
+//!        ▲                                                                   │
+//!        └── while something is ready ◄── acks out ◄── finish ◄── one log write, one fsync for all regions
+//! ```
+//!
+//! The log is written inline. A store whose disk hangs therefore stops ticking, heartbeating and asking for support,
+//! and loses its leaders by itself, instead of staying a leader that cannot commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use braid_proto::id::StoreId;
+use crossbeam_channel::{Receiver, select};
+
+use crate::apply::ApplyTask;
+use crate::error::fatal;
+use crate::host::Core;
+use crate::mail::{Birth, Letter, Mail, Note, Origin, SnapshotDir};
+use crate::guard::VoteGuard;
+use crate::handle::PeerHandle;
+use crate::log::LogOp;
+use crate::meta::RaftState;
+use crate::peer::{Effects, Peer};
+use crate::snapshot::{HelperTask, Permit};
+use crate::support::Now;
+
+mod births;
+mod outbox;
+
+use births::EarlyVotes;
+
+/// Mail taken before raft gets to work on it.
+const DRAIN_MAX: usize = 1024;
+/// Bytes of committed entries that may wait for the apply thread, over all regions.
+const APPLY_BYTES_MAX: usize = 64 << 20;
+
+pub(crate) struct Worker {
+    index: usize,
+    core: Arc<Core>,
+    mail: Receiver<Mail>,
+    notes: Receiver<Note>,
+    /// By region, ordered: equal input leaves equal output.
+    peers: BTreeMap<u64, Peer>,
+    dirty: BTreeSet<u64>,
+    early_votes: EarlyVotes,
+    /// Truncations that go with the next log write.
+    compactions: Vec<(u64, u64)>,
+    next_gc: Instant,
+    stopping: bool,
+}
+
+impl Worker {
+    pub fn new(index: usize, core: Arc<Core>, mail: Receiver<Mail>, notes: Receiver<Note>) -> Self {
+        let next_gc = Instant::now() + core.env.timing.log_gc;
+        Self {
+            index,
+            core,
+            mail,
+            notes,
+            peers: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            early_votes: EarlyVotes::default(),
+            compactions: Vec::new(),
+            next_gc,
+            stopping: false,
+        }
+    }
+
+    /// The thread's body.
+    pub fn run(mut self) {
+        let mut next_tick = Instant::now();
+        while !self.stopping {
+            self.wait(next_tick);
+            self.drain();
+            let now = Instant::now();
+            if now >= next_tick {
+                // After a stall there is one tick, not many: time that nobody saw must not start elections.
+                next_tick = now + self.core.env.timing.tick;
+                self.tick(now);
+            }
+            self.work();
+        }
+        self.close();
+    }
+
+    fn wait(&mut self, until: Instant) {
+        let mail = self.mail.clone();
+        let notes = self.notes.clone();
+        select! {
+            recv(notes) -> note => if let Ok(note) = note { self.on_note(note) },
+            recv(mail) -> mail => if let Ok(mail) = mail { self.on_mail(mail) },
+            default(until.saturating_duration_since(Instant::now())) => {}
+        }
+    }
+
+    fn drain(&mut self) {
+        for _ in 0..DRAIN_MAX {
+            match self.notes.try_recv() {
+                Ok(note) => self.on_note(note),
+                Err(_) => break,
+            }
+        }
+        for _ in 0..DRAIN_MAX {
+            match self.mail.try_recv() {
+                Ok(mail) => self.on_mail(mail),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn on_mail(&mut self, mail: Mail) {
+        let now = Now::monotonic();
+        match mail {
+            Mail::Messages { host, incarnation, letters } => {
+                for letter in letters.into_iter().filter(|letter| letter.from.store_id == host) {
+                    self.on_letter(letter, incarnation, now);
+                }
+            }
+            Mail::Snapshot { host, incarnation, letter, manifest, dir } => {
+                if letter.from.store_id == host {
+                    self.on_snapshot(letter, incarnation, manifest, dir, now);
+                }
+            }
+            Mail::Propose { region, term, data, done } => {
+                self.core.posts[self.index].posted_bytes.fetch_sub(data.len(), Ordering::AcqRel);
+                match self.peers.get_mut(&region) {
+                    Some(peer) => {
+                        peer.propose(term, data, done);
+                        self.dirty.insert(region);
+                    }
+                    None => done(crate::Outcome::Dropped),
+                }
+            }
+            Mail::Command { region, command } => match self.peers.get_mut(&region) {
+                Some(peer) => {
+                    peer.command(command, now, &self.core.env);
+                    self.dirty.insert(region);
+                }
+                None => command.refuse("the region is not open here"),
+            },
+        }
+    }
+
+    /// A raft message.
+    fn on_letter(&mut self, letter: Letter, incarnation: u64, now: Now) {
+        if letter.to.store_id != self.core.env.host_id {
+            return;
+        }
+        let region = letter.region;
+        if !self.peers.contains_key(&region) && !self.conceive(&letter) {
+            return self.keep_early(letter, incarnation);
+        }
+        let Some(peer) = self.peers.get_mut(&region).filter(|peer| peer.peer_id() == letter.to.id) else { return };
+        peer.step(letter.from, incarnation, letter.message, now, &self.core.env);
+        self.dirty.insert(region);
+    }
+
+    fn on_snapshot(
+        &mut self,
+        letter: Letter,
+        incarnation: u64,
+        manifest: braid_proto::pb::SnapshotManifest,
+        dir: SnapshotDir,
+        now: Now,
+    ) {
+        let id = letter.region;
+        let Some(region) = manifest.region.as_ref().filter(|region| region.id == id) else { return };
+        if letter.to.store_id != self.core.env.host_id || region.peer_on(StoreId(self.core.env.host_id)).is_none() {
+            return;
+        }
+        if !self.peers.contains_key(&id) && !self.conceive(&letter) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.peer_id() == letter.to.id) else { return };
+        metrics::counter!("braid_raft_snapshots_received_total").increment(1);
+        if !self.core.table.lock().reserve(id, region.range()) {
+            tracing::info!(region = id, "raft snapshot refused: another region of this host holds some of its range");
+            return;
+        }
+        self.dirty.insert(id);
+        if !peer.step_snapshot(letter.from, incarnation, letter.message, manifest, dir, now, &self.core.env)
+            && !peer.is_installing()
+        {
+            self.core.table.lock().release(id);
+        }
+    }
+
+    fn on_note(&mut self, note: Note) {
+        match note {
+            Note::Create(birth) => self.create(*birth),
+            Note::Applied { region, peer, index, bytes, truncated, split } => {
+                let Some(live) = self.live(region, peer) else { return };
+                live.on_applied(index, bytes, truncated, split);
+                if let Some((index, _)) = truncated {
+                    self.core.truncated(region, peer, index);
+                }
+            }
+            Note::Installed { region, peer, machine, apply } => {
+                if let Some(live) = self.live(region, peer) {
+                    live.on_installed(machine, apply);
+                }
+            }
+            Note::Generated { region, peer, to, result } => {
+                if let Some(live) = self.live(region, peer) {
+                    live.on_generated(to, result);
+                }
+            }
+            Note::Sent { region, peer, to, ok } => {
+                if let Some(live) = self.live(region, peer) {
+                    live.on_sent(to, ok);
+                }
+            }
+            Note::Unreachable { region, peer, to } => {
+                if let Some(live) = self.live(region, peer) {
+                    live.on_unreachable(to);
+                }
+            }
+            Note::GiveUp { region, term } => {
+                if let Some(peer) = self.peers.get_mut(&region) {
+                    peer.give_up(term);
+                    self.dirty.insert(region);
+                }
+            }
+            Note::Compact { region, peer, index } => {
+                if self.live(region, peer).is_some() {
+                    self.compactions.push((region, index));
+                }
+            }
+            Note::ForceCompact { region } => {
+                let env = &self.core.env;
+                if let Some(peer) = self.peers.get_mut(&region) {
+                    peer.consider_gc(env, true);
+                    self.dirty.insert(region);
+                }
+            }
+            Note::Stop => self.stopping = true,
+        }
+    }
+
+    /// The peer, if it is still the one that the note is about.
+    fn live(&mut self, region: u64, peer: u64) -> Option<&mut Peer> {
+        let live = self.peers.get_mut(&region).filter(|live| live.peer_id() == peer)?;
+        self.dirty.insert(region);
+        Some(live)
+    }
+
+    fn tick(&mut self, at: Instant) {
+        let now = Now::monotonic();
+        if self.index == 0 {
+            self.core.ask_support(now);
+        }
+        let gc = at >= self.next_gc;
+        if gc {
+            self.next_gc = at + self.core.env.timing.log_gc;
+        }
+        for (region, peer) in &mut self.peers {
+            peer.tick(now, &self.core.env);
+            if gc {
+                peer.consider_gc(&self.core.env, false);
+            }
+            if peer.is_busy() {
+                self.dirty.insert(*region);
+            }
+        }
+    }
+
+    /// Does what raft wants until it wants nothing more.
+    fn work(&mut self) {
+        for _ in 0..64 {
+            if self.dirty.is_empty() && self.compactions.is_empty() {
+                return;
+            }
+            let dirty = std::mem::take(&mut self.dirty);
+            let now = Now::monotonic();
+            let mut effects = Effects::default();
+            let room = self.core.apply_bytes.load(Ordering::Acquire) < APPLY_BYTES_MAX;
+            let mut taken = Vec::with_capacity(dirty.len());
+            for region in dirty {
+                let Some(peer) = self.peers.get_mut(&region) else { continue };
+                if peer.collect(now, &self.core.env, room, &mut effects) {
+                    taken.push(region);
+                }
+            }
+            self.send(&mut effects);
+            self.write(&mut effects);
+            for region in taken {
+                let peer = self.peers.get_mut(&region).expect("taken from here");
+                peer.finish(now, &self.core.env, &mut effects);
+                if peer.is_busy() {
+                    self.dirty.insert(region);
+                }
+            }
+            self.send(&mut effects);
+            self.hand_over(effects);
+            // New mail goes first between rounds, so that its entries share the next fsync.
+            if !self.dirty.is_empty() {
+                self.drain();
+            }
+        }
+    }
+
+    /// One log write for all regions of the round; the intents of raft snapshots before it.
+    fn write(&mut self, effects: &mut Effects) {
+        for install in &effects.installs {
+            if let Err(why) = crate::snapshot::write_intent(&self.core, install) {
+                fatal(format_args!("a raft snapshot cannot be installed: {why}"));
+            }
+        }
+        for (region, index) in self.compactions.drain(..) {
+            effects.log.push(region, LogOp::Compact(index + 1));
+        }
+        let log = std::mem::take(&mut effects.log);
+        if log.is_empty() {
+            return;
+        }
+        metrics::histogram!("braid_raft_log_batch_entries").record(effects.appended as f64);
+        let start = Instant::now();
+        if let Err(error) = self.core.log.write(log, effects.sync) {
+            fatal(format_args!("the raft log cannot be written: {error}"));
+        }
+        metrics::histogram!("braid_raft_log_write_seconds").record(start.elapsed().as_secs_f64());
+    }
+
+    /// Everything that other threads do.
+    fn hand_over(&mut self, effects: Effects) {
+        for committed in effects.committed {
+            self.core.apply_bytes.fetch_add(committed.bytes, Ordering::AcqRel);
+            self.core.apply_later(ApplyTask::Committed(committed));
+        }
+        for install in effects.installs {
+            self.core.help(HelperTask::Install(Box::new(install)));
+        }
+        for (region, peer, to) in effects.generate {
+            // Only so many at once, generating and sending; raft asks again for the others.
+            let Some(permit) = Permit::take(&self.core.snapshots_running) else { break };
+            if let Some(live) = self.peers.get_mut(&region) {
+                live.on_generating();
+            }
+            self.core.help(HelperTask::Generate { region, peer, to, permit });
+        }
+    }
+
+    /// Nobody answers after this.
+    fn close(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.abandon();
+        }
+        for mail in self.mail.try_iter() {
+            mail.refuse("this process stops");
+        }
+    }
+}
