@@ -1,1 +1,25 @@
-//! Placeholder.
+//! A store: regions of the key space, each a raft group, with etcd's multi-version data under them.
+//!
+//! ```text
+//! proxy ── RegionRequest ──► service ─► region ─► pipeline (pure, store/core) ─► numbers ─► sequencer
+//!                                         │  ▲          │ Propose
+//!                                   read ─┤  │ outcome  ▼
+//!                                         ▼  │        host (raft, log, apply; store/host)
+//!                                       engine (RocksDB) ◄── apply
+//! ```
+//!
+//! Deliberately absent: routing (the proxy's), the choice of stores (placement's), client headers (the proxy's).
+
+pub mod engine;
+mod heartbeat;
+mod machine;
+mod orders;
+mod read;
+mod region;
+mod service;
+mod space;
+mod store;
+
+pub use service::RegionStoreService;
+pub use space::SpaceLimits;
+pub use store::{OpenError, Registered, Store, StoreConfig, register};

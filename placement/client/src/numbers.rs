@@ -246,7 +246,8 @@ impl Numbers {
     async fn connect(&self) -> Result<Stream, String> {
         let (requests, outgoing) = mpsc::channel(4);
         let mut client = SequencerClient::new(self.placement.channel()?);
-        let answers = client.number(ReceiverStream::new(outgoing)).await.map_err(|status| status.message().to_owned())?;
+        let answers =
+            client.number(ReceiverStream::new(outgoing)).await.map_err(|status| status.message().to_owned())?;
         Ok(Stream { requests, answers: answers.into_inner() })
     }
 }

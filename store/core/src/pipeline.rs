@@ -1,0 +1,654 @@
+//! The write path of one led region, as a value: requests, numbers and outcomes in, effects out.
+//!
+//! ```text
+//!  events                                         effects
+//!  submit(request) ──► queue ─ evaluate ─► ready                 Number: ask the sequencer for a block
+//!                                            │ pump
+//!                                          batch ───────────►   (one outstanding)
+//!  numbered(block) ────────────────────────► │                  Propose: one raft entry per batch
+//!                                          entries ─────────►   Judge: an answer that needs a lease check
+//!  entry_ended(outcome) ───────────────────► │                  Reply: an answer that needs none
+//!                                            ▼                  Wake: readers whose writes are applied
+//!                                         overlay pruned        Drained: a barrier's work may begin
+//! ```
+//!
+//! 1. A request is evaluated on the applied state under the overlay of this leader's in-flight writes. If its result
+//!    depends on a number that has not arrived (rule O5), it waits at the head of the queue and everything behind it too:
+//!    evaluation order, number order and log order are one order (rule N1).
+//! 2. What mutates enters the overlay under a sequence number `seq` and takes a number; what does not takes a bound in
+//!    the same ordered request.
+//! 3. Numbers fill the placeholders in results and changes, and the batch's changes become one raft entry.
+//! 4. When the entry is applied its requests are answered and its overlay entries go.
+//!
+//! Everything belongs to one term (rule O1): losing it answers what certainly did not happen with a refusal, and leaves
+//! proposed entries to their outcome. Deliberately absent: time (the sequencer's client has the deadline), leases (the
+//! shell checks them, last), retries.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use braid_proto::error::EtcdStatus;
+use braid_proto::id::Term;
+use braid_proto::key::KeyRange;
+use braid_proto::pb::{self, Peer, Refusal, Region, RegionEntry, RegionResponse, TxnEffect, refusal, region_response};
+use bytes::Bytes;
+use prost::Message;
+
+use crate::eval::{self, Context, Evaluated, Request, WaitFor};
+use crate::overlay::Overlay;
+use crate::view::{BaseView, Damaged, View};
+
+mod numbers;
+#[cfg(test)]
+mod tests;
+
+use numbers::Numbers;
+
+/// Raft entries of one region that may be on their way at once. Work that arrives meanwhile joins the next entry, so
+/// entries grow with load; more in flight lowers latency on slow disks and raises the cost of each write.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 4;
+/// Requests that wait for evaluation in one region; beyond it the region answers busy.
+pub const QUEUE_MAX: usize = 16_384;
+/// Bytes of evaluated changes that are not applied yet; beyond it requests wait in the queue.
+pub const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
+/// Requests and bytes of changes that one entry takes.
+pub const BATCH_ITEMS_MAX: usize = 4_096;
+/// See [`BATCH_ITEMS_MAX`].
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Names one numbering request of one pipeline: answers to any but the newest are ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchId(u64);
+
+/// Names one proposed entry of one pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryId(u64);
+
+/// How a proposed entry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryEnd {
+    /// Committed and applied here.
+    Applied,
+    /// Certainly never happens.
+    Dropped,
+    /// Nobody here can tell.
+    Unknown,
+}
+
+/// What the shell does next. `R` answers a request, `W` wakes a reader.
+#[derive(Debug)]
+pub enum Effect<R, W> {
+    /// Ask for `count` numbers; answer with [`Pipeline::numbered`] or [`Pipeline::not_numbered`].
+    Number {
+        /// What to answer with.
+        batch: BatchId,
+        /// Numbers wanted; 0: a bound only.
+        count: u32,
+    },
+    /// Propose `data` in `term`; answer with [`Pipeline::entry_ended`]. Must be carried out in the order of the effects.
+    Propose {
+        /// What to answer with.
+        entry: EntryId,
+        /// Term to propose in.
+        term: Term,
+        /// Encoded [`RegionEntry`].
+        data: Bytes,
+    },
+    /// Answer `to`, but only if this peer holds a lease of `term` after this effect was made (rule Q2).
+    Judge {
+        /// Who asked.
+        to: R,
+        /// Term whose lease is needed.
+        term: Term,
+        /// The answer.
+        answer: RegionResponse,
+    },
+    /// Answer `to`.
+    Reply {
+        /// Who asked.
+        to: R,
+        /// The answer.
+        answer: RegionResponse,
+    },
+    /// The writes this reader waited for are applied (`true`), or leadership is lost (`false`).
+    Wake {
+        /// Who waits.
+        reader: W,
+        /// Whether the reader may go on.
+        applied: bool,
+    },
+    /// The barrier asked for by [`Pipeline::begin_barrier`] stands: nothing is in flight.
+    Drained,
+}
+
+/// What the sequencer gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The counter before the block: its numbers are `base + 1 ..= base + count`.
+    pub base: i64,
+    /// Newest compacted revision, 0 if there is none.
+    pub compacted: i64,
+}
+
+struct Queued<R> {
+    to: R,
+    request: Request,
+    epoch: pb::RegionEpoch,
+    span_ok: bool,
+}
+
+struct Item<R> {
+    to: R,
+    response: region_response::Result,
+    /// Changes and the overlay seq; empty and 0 for what does not mutate.
+    changes: Vec<pb::Change>,
+    seq: u64,
+    rests_on: Option<u64>,
+    bytes: usize,
+    /// Overlay entries above this seq may be named by its placeholders.
+    floor: u64,
+}
+
+struct Batch<R> {
+    id: BatchId,
+    items: Vec<Item<R>>,
+}
+
+struct EntryInFlight<R> {
+    id: EntryId,
+    term: Term,
+    /// Newest seq in it.
+    seq: u64,
+    bytes: usize,
+    answers: Vec<(R, region_response::Result)>,
+}
+
+struct Held<R> {
+    to: R,
+    term: Term,
+    answer: region_response::Result,
+}
+
+/// The write path of one region peer. See the module's picture.
+pub struct Pipeline<R, W> {
+    region: Region,
+    leading: Option<Term>,
+    leader: Option<Peer>,
+    newest_term: Term,
+    next_id: u64,
+    /// Newest seq given out. Never goes back, also over terms.
+    seq: u64,
+    /// Newest seq whose entry is applied. `applied <= seq`.
+    applied: u64,
+    overlay: Overlay,
+    numbers: Numbers,
+    queue: VecDeque<Queued<R>>,
+    /// Why the head of the queue is not evaluated; cleared by the event it waits for.
+    blocked: Option<WaitFor>,
+    bound_batch: Option<BatchId>,
+    bound_is_fresh: bool,
+    ready: VecDeque<Item<R>>,
+    batch: Option<Batch<R>>,
+    entries: VecDeque<EntryInFlight<R>>,
+    held: BTreeMap<u64, Vec<Held<R>>>,
+    readers: BTreeMap<u64, Vec<W>>,
+    in_flight_bytes: usize,
+    compacted: i64,
+    barrier: bool,
+    drained_told: bool,
+}
+
+impl<R, W> Pipeline<R, W> {
+    /// The pipeline of a peer that does not lead.
+    pub fn new(region: Region) -> Self {
+        Self {
+            region,
+            leading: None,
+            leader: None,
+            newest_term: Term::default(),
+            next_id: 0,
+            seq: 0,
+            applied: 0,
+            overlay: Overlay::default(),
+            numbers: Numbers::default(),
+            queue: VecDeque::new(),
+            blocked: None,
+            bound_batch: None,
+            bound_is_fresh: false,
+            ready: VecDeque::new(),
+            batch: None,
+            entries: VecDeque::new(),
+            held: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            in_flight_bytes: 0,
+            compacted: 0,
+            barrier: false,
+            drained_told: false,
+        }
+    }
+
+    /// The region as last applied here.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The term this peer leads and may evaluate in (rule O2).
+    pub fn leading(&self) -> Option<Term> {
+        self.leading
+    }
+
+    /// The leader as last heard of; `None` while there is none, or it is this peer.
+    pub fn leader(&self) -> Option<&Peer> {
+        self.leader.as_ref()
+    }
+
+    /// Newest compacted revision that an answer of the sequencer carried; 0 if there is none.
+    pub fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    /// Requests and readers that wait here, and entries in flight: what a report shows.
+    pub fn depth(&self) -> (usize, usize) {
+        let batch = self.batch.as_ref().map_or(0, |batch| batch.items.len());
+        (self.queue.len() + self.ready.len() + batch, self.entries.len())
+    }
+
+    /// This peer leads `term` and has applied the term's first entry.
+    pub fn on_leader(&mut self, term: Term) {
+        if term >= self.newest_term {
+            self.newest_term = term;
+            self.leading = Some(term);
+            self.leader = None;
+        }
+    }
+
+    /// This peer does not lead (any more), as of `term`. What was not proposed is refused, it certainly did not happen;
+    /// proposed entries wait for their outcome.
+    pub fn on_follower(&mut self, term: Term, leader: Option<Peer>, effects: &mut Vec<Effect<R, W>>) {
+        if term < self.newest_term {
+            return;
+        }
+        self.newest_term = term;
+        self.leader = leader;
+        if self.leading.is_some_and(|led| led <= term) {
+            self.leading = None;
+        }
+        if self.leading.is_none() {
+            self.abandon(effects);
+        }
+    }
+
+    /// Takes a request. `span_ok`: everything it touches lies in the region that `epoch` names.
+    pub fn submit(
+        &mut self,
+        to: R,
+        request: Request,
+        epoch: pb::RegionEpoch,
+        span_ok: bool,
+        effects: &mut Vec<Effect<R, W>>,
+    ) {
+        if self.leading.is_none() {
+            return effects.push(refuse(to, self.not_leader()));
+        }
+        if self.queue.len() >= QUEUE_MAX {
+            return effects.push(refuse(to, busy("the region's queue is full")));
+        }
+        self.queue.push_back(Queued { to, request, epoch, span_ok });
+    }
+
+    /// Evaluates what can be evaluated and starts numbering if it may. Call after every event.
+    /// `heard`: newest revision this process has heard of.
+    ///
+    /// # Errors
+    /// The data under `base` cannot be read; the request that met it is answered with etcd's corruption error.
+    pub fn pump(&mut self, base: &dyn BaseView, heard: i64, effects: &mut Vec<Effect<R, W>>) -> Result<(), Damaged> {
+        let read = self.evaluate_queue(base, heard, effects);
+        self.start_batch(effects);
+        self.tell_drained(effects);
+        read
+    }
+
+    /// The sequencer answered numbering request `batch`.
+    pub fn numbered(&mut self, batch: BatchId, block: Block, effects: &mut Vec<Effect<R, W>>) {
+        self.compacted = self.compacted.max(block.compacted);
+        if self.bound_batch == Some(batch) {
+            self.bound_batch = None;
+            self.bound_is_fresh = true;
+            self.blocked = None;
+            return;
+        }
+        if self.batch.as_ref().is_none_or(|waiting| waiting.id != batch) {
+            return;
+        }
+        let (Some(batch), Some(term)) = (self.batch.take(), self.leading) else { return };
+        self.number(batch, block, term, effects);
+        if matches!(self.blocked, Some(WaitFor::Number(seq)) if self.numbers.knows(seq)) {
+            self.blocked = None;
+        }
+    }
+
+    /// The sequencer gave no answer in time: the batch, and what was evaluated after it, certainly did not happen.
+    pub fn not_numbered(&mut self, batch: BatchId, why: &str, effects: &mut Vec<Effect<R, W>>) {
+        if self.bound_batch == Some(batch) {
+            self.bound_batch = None;
+            self.blocked = None;
+            if let Some(head) = self.queue.pop_front() {
+                effects.push(refuse(head.to, timed_out(why)));
+            }
+            return;
+        }
+        if self.batch.as_ref().is_none_or(|waiting| waiting.id != batch) {
+            return;
+        }
+        let items = self.batch.take().map(|batch| batch.items).unwrap_or_default();
+        let first = items.iter().chain(&self.ready).map(|item| item.seq).filter(|seq| *seq > 0).min();
+        for item in items.into_iter().chain(std::mem::take(&mut self.ready)) {
+            self.in_flight_bytes -= item.bytes;
+            effects.push(refuse(item.to, timed_out(why)));
+        }
+        if let Some(first) = first {
+            self.overlay.truncate(first);
+            self.wake_from(first, effects);
+        }
+        if matches!(self.blocked, Some(WaitFor::Number(_) | WaitFor::Applied(_))) {
+            self.blocked = None;
+        }
+    }
+
+    /// A proposed entry ended.
+    pub fn entry_ended(&mut self, entry: EntryId, end: EntryEnd, effects: &mut Vec<Effect<R, W>>) {
+        let Some(position) = self.entries.iter().position(|e| e.id == entry) else { return };
+        let Some(ended) = self.entries.remove(position) else { return };
+        self.in_flight_bytes -= ended.bytes;
+        for (to, answer) in ended.answers {
+            effects.push(match end {
+                EntryEnd::Applied => Effect::Reply { to, answer: RegionResponse { result: Some(answer) } },
+                EntryEnd::Dropped => refuse(to, self.not_leader()),
+                EntryEnd::Unknown => refuse(to, unknown("the replica that proposed it cannot learn its outcome")),
+            });
+        }
+        match end {
+            EntryEnd::Applied => self.applied_up_to(ended.seq, effects),
+            // Later work of the same term rests on a write that never happens: the term is over for this pipeline (O3).
+            EntryEnd::Dropped | EntryEnd::Unknown if self.leading == Some(ended.term) => {
+                self.leading = None;
+                self.abandon(effects);
+            }
+            EntryEnd::Dropped | EntryEnd::Unknown => {}
+        }
+    }
+
+    /// The applied region changed.
+    pub fn on_region(&mut self, region: Region) {
+        self.region = region;
+    }
+
+    /// Stops evaluation until [`Self::end_barrier`]; [`Effect::Drained`] follows once nothing is in flight (rule S1).
+    /// False: another barrier stands, or this peer does not lead.
+    pub fn begin_barrier(&mut self) -> bool {
+        if self.barrier || self.leading.is_none() {
+            return false;
+        }
+        self.barrier = true;
+        self.drained_told = false;
+        true
+    }
+
+    /// Ends the barrier.
+    pub fn end_barrier(&mut self) {
+        self.barrier = false;
+    }
+
+    /// A read at `revision` over `range`: the newest in-flight write it must wait for, if there is one (rule Q2).
+    pub fn in_flight(&self, range: &KeyRange, revision: i64) -> Option<u64> {
+        self.overlay.touches_at(range, revision).filter(|seq| *seq > self.applied)
+    }
+
+    /// Wakes `reader` once the write `seq` is applied.
+    pub fn wait_applied(&mut self, seq: u64, reader: W, effects: &mut Vec<Effect<R, W>>) {
+        if seq <= self.applied {
+            return effects.push(Effect::Wake { reader, applied: true });
+        }
+        self.readers.entry(seq).or_default().push(reader);
+    }
+
+    /// Refusal for a request that names another epoch than the region's.
+    pub fn epoch_mismatch(&self) -> Refusal {
+        let current = vec![self.region.clone()];
+        Refusal { reason: Some(refusal::Reason::EpochMismatch(pb::EpochMismatch { current })) }
+    }
+
+    /// Refusal that names the leader, if one is known.
+    pub fn not_leader(&self) -> Refusal {
+        Refusal { reason: Some(refusal::Reason::NotLeader(pb::NotLeader { leader: self.leader })) }
+    }
+
+    fn evaluate_queue(
+        &mut self,
+        base: &dyn BaseView,
+        heard: i64,
+        effects: &mut Vec<Effect<R, W>>,
+    ) -> Result<(), Damaged> {
+        while !self.barrier
+            && self.leading.is_some()
+            && self.blocked.is_none()
+            && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
+        {
+            let Some(head) = self.queue.pop_front() else { break };
+            if !head.span_ok || Some(head.epoch) != self.region.epoch {
+                effects.push(refuse(head.to, self.epoch_mismatch()));
+                continue;
+            }
+            let context = Context {
+                heard,
+                heard_is_fresh: std::mem::take(&mut self.bound_is_fresh),
+                compacted: self.compacted,
+                ..Context::default()
+            };
+            let view = View { overlay: &self.overlay, base };
+            match eval::evaluate(&head.request, &view, &context) {
+                Ok(evaluated) => self.evaluated(head, evaluated, heard, effects),
+                Err(damaged) => {
+                    effects.push(error(head.to, braid_proto::error::CORRUPT));
+                    return Err(damaged);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluated(&mut self, head: Queued<R>, evaluated: Evaluated, heard: i64, effects: &mut Vec<Effect<R, W>>) {
+        let floor = self.applied;
+        let item = match evaluated {
+            Evaluated::Wait(wait) => return self.block(head, wait, effects),
+            Evaluated::Fail { error, rests_on } => Item {
+                to: head.to,
+                response: region_response::Result::Error(error),
+                changes: Vec::new(),
+                seq: 0,
+                rests_on,
+                bytes: 0,
+                floor,
+            },
+            Evaluated::Read { response, rests_on } => {
+                Item { to: head.to, response, changes: Vec::new(), seq: 0, rests_on, bytes: 0, floor }
+            }
+            Evaluated::Write { changes, response, rests_on } => {
+                self.seq += 1;
+                self.overlay.push(self.seq, heard, &changes);
+                let bytes = changes.iter().map(|change| change.key.len() + change.value.len() + 64).sum();
+                self.in_flight_bytes += bytes;
+                Item { to: head.to, response, changes, seq: self.seq, rests_on, bytes, floor }
+            }
+        };
+        self.ready.push_back(item);
+    }
+
+    fn block(&mut self, head: Queued<R>, wait: WaitFor, effects: &mut Vec<Effect<R, W>>) {
+        let satisfied = match wait {
+            WaitFor::Number(seq) => self.numbers.knows(seq) || seq <= self.applied,
+            WaitFor::Applied(seq) => seq <= self.applied,
+            WaitFor::Bound => false,
+        };
+        assert!(!satisfied, "evaluation waits for {wait:?}, which has already happened");
+        if matches!(wait, WaitFor::Bound) {
+            let batch = BatchId(self.id());
+            self.bound_batch = Some(batch);
+            effects.push(Effect::Number { batch, count: 0 });
+        }
+        self.blocked = Some(wait);
+        self.queue.push_front(head);
+    }
+
+    fn start_batch(&mut self, effects: &mut Vec<Effect<R, W>>) {
+        if self.batch.is_some() || self.ready.is_empty() || self.leading.is_none() {
+            return;
+        }
+        if self.entries.len() >= ENTRIES_IN_FLIGHT_MAX {
+            return;
+        }
+        let mut items = Vec::with_capacity(self.ready.len().min(BATCH_ITEMS_MAX));
+        let mut bytes = 0;
+        while let Some(item) = self.ready.front() {
+            if items.len() >= BATCH_ITEMS_MAX || (!items.is_empty() && bytes + item.bytes > BATCH_BYTES_MAX) {
+                break;
+            }
+            bytes += item.bytes;
+            items.extend(self.ready.pop_front());
+        }
+        let id = BatchId(self.id());
+        let count = items.iter().filter(|item: &&Item<R>| item.seq > 0).count() as u32;
+        self.batch = Some(Batch { id, items });
+        effects.push(Effect::Number { batch: id, count });
+    }
+
+    /// Gives each item of the batch its number or bound, in order, and proposes the changes as one entry.
+    fn number(&mut self, batch: Batch<R>, block: Block, term: Term, effects: &mut Vec<Effect<R, W>>) {
+        let mut counter = block.base;
+        let mut entry = RegionEntry { term: term.0, version: self.region.region_epoch().version, txns: Vec::new() };
+        let mut in_flight =
+            EntryInFlight { id: EntryId(self.id()), term, seq: 0, bytes: 0, answers: Vec::with_capacity(batch.items.len()) };
+        for mut item in batch.items {
+            if item.seq == 0 {
+                eval::fill(&mut item.response, &|seq| self.numbers.of(seq), None, counter);
+                self.answer_bound(item, term, effects);
+                continue;
+            }
+            counter += 1;
+            let before = counter - 1;
+            eval::fill(&mut item.response, &|seq| self.numbers.of(seq), Some(counter), before);
+            eval::fill_changes(&mut item.changes, &|seq| self.numbers.of(seq), counter);
+            self.numbers.learn(item.seq, counter);
+            self.numbers.forget(item.floor);
+            self.overlay.resolve(item.seq, counter);
+            entry.txns.push(TxnEffect { revision: counter, changes: item.changes });
+            in_flight.seq = item.seq;
+            in_flight.bytes += item.bytes;
+            in_flight.answers.push((item.to, item.response));
+        }
+        if !entry.txns.is_empty() {
+            effects.push(Effect::Propose { entry: in_flight.id, term, data: entry.encode_to_vec().into() });
+            self.entries.push_back(in_flight);
+        }
+    }
+
+    /// What took a bound is answered once the in-flight writes it saw are applied (rule O4).
+    fn answer_bound(&mut self, item: Item<R>, term: Term, effects: &mut Vec<Effect<R, W>>) {
+        match item.rests_on.filter(|seq| *seq > self.applied) {
+            Some(seq) => {
+                self.held.entry(seq).or_default().push(Held { to: item.to, term, answer: item.response });
+            }
+            None => effects.push(judge(item.to, term, item.response)),
+        }
+    }
+
+    fn applied_up_to(&mut self, seq: u64, effects: &mut Vec<Effect<R, W>>) {
+        self.applied = self.applied.max(seq);
+        self.overlay.prune(seq);
+        while let Some(held) = self.held.first_entry().filter(|held| *held.key() <= seq) {
+            effects.extend(held.remove().into_iter().map(|held| judge(held.to, held.term, held.answer)));
+        }
+        while let Some(readers) = self.readers.first_entry().filter(|readers| *readers.key() <= seq) {
+            effects.extend(readers.remove().into_iter().map(|reader| Effect::Wake { reader, applied: true }));
+        }
+        let waited = match self.blocked {
+            Some(WaitFor::Applied(wanted) | WaitFor::Number(wanted)) => wanted <= self.applied,
+            _ => false,
+        };
+        if waited {
+            self.blocked = None;
+        }
+    }
+
+    /// Refuses all that was not proposed and forgets what belonged to the term (rule O1).
+    fn abandon(&mut self, effects: &mut Vec<Effect<R, W>>) {
+        let refusal = self.not_leader();
+        let batch = self.batch.take().map(|batch| batch.items).unwrap_or_default();
+        for item in batch.into_iter().chain(std::mem::take(&mut self.ready)) {
+            self.in_flight_bytes -= item.bytes;
+            effects.push(refuse(item.to, refusal.clone()));
+        }
+        for queued in std::mem::take(&mut self.queue) {
+            effects.push(refuse(queued.to, refusal.clone()));
+        }
+        for held in std::mem::take(&mut self.held).into_values().flatten() {
+            effects.push(refuse(held.to, refusal.clone()));
+        }
+        for reader in std::mem::take(&mut self.readers).into_values().flatten() {
+            effects.push(Effect::Wake { reader, applied: false });
+        }
+        self.overlay = Overlay::default();
+        self.numbers = Numbers::default();
+        self.applied = self.seq;
+        self.blocked = None;
+        self.bound_batch = None;
+        self.bound_is_fresh = false;
+        self.barrier = false;
+    }
+
+    /// Readers of writes that were taken back look again: what they waited for never happens.
+    fn wake_from(&mut self, first: u64, effects: &mut Vec<Effect<R, W>>) {
+        for reader in self.readers.split_off(&first).into_values().flatten() {
+            effects.push(Effect::Wake { reader, applied: true });
+        }
+    }
+
+    fn tell_drained(&mut self, effects: &mut Vec<Effect<R, W>>) {
+        let idle = self.ready.is_empty() && self.batch.is_none() && self.entries.is_empty();
+        if self.barrier && idle && !self.drained_told {
+            self.drained_told = true;
+            effects.push(Effect::Drained);
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+fn judge<R, W>(to: R, term: Term, answer: region_response::Result) -> Effect<R, W> {
+    Effect::Judge { to, term, answer: RegionResponse { result: Some(answer) } }
+}
+
+fn refuse<R, W>(to: R, refusal: Refusal) -> Effect<R, W> {
+    Effect::Reply { to, answer: RegionResponse { result: Some(region_response::Result::Refusal(refusal)) } }
+}
+
+fn error<R, W>(to: R, error: EtcdStatus) -> Effect<R, W> {
+    Effect::Reply { to, answer: RegionResponse { result: Some(region_response::Result::Error(error.into())) } }
+}
+
+/// Refusal: try again after a short pause.
+pub fn busy(what: &str) -> Refusal {
+    Refusal { reason: Some(refusal::Reason::Busy(pb::Busy { what: what.to_owned(), retry_after_ms: 20 })) }
+}
+
+/// Refusal: nothing was proposed before the deadline.
+pub fn timed_out(what: &str) -> Refusal {
+    Refusal { reason: Some(refusal::Reason::TimedOut(pb::TimedOut { what: what.to_owned() })) }
+}
+
+/// Refusal: the request may have happened.
+pub fn unknown(why: &str) -> Refusal {
+    Refusal { reason: Some(refusal::Reason::Unknown(pb::Unknown { why: why.to_owned() })) }
+}

@@ -1,0 +1,121 @@
+//! Tells placement once a second what this store is and leads, and learns the other stores' addresses.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use braid_host::Host;
+use braid_host::transport::AddressBook;
+use braid_placement_client::PlacementClient;
+use braid_proto::id::{ClusterId, RegionId, StoreId};
+use braid_proto::pb::{Domain, RegionReport, Store, StoreHeartbeatRequest, StoreStats};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use crate::machine::Regions;
+use crate::region::Shared;
+
+/// Between two heartbeats.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long one heartbeat looks for a placement leader.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the heartbeat task needs.
+pub struct Heartbeat {
+    /// Cluster this store belongs to.
+    pub cluster_id: ClusterId,
+    /// This store.
+    pub store_id: StoreId,
+    /// Its raft host.
+    pub host: Arc<Host>,
+    /// Its regions.
+    pub regions: Arc<Regions>,
+    /// Numbers and space.
+    pub shared: Arc<Shared>,
+    /// Whom to tell.
+    pub placement: Arc<PlacementClient>,
+    /// Where the addresses of other stores go.
+    pub addresses: AddressBook,
+}
+
+impl Heartbeat {
+    /// Beats until `stop` says so.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = HashMap::new();
+        let mut full = true;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = stop.changed() => return,
+            }
+            full = self.beat(&mut told, full).await;
+        }
+    }
+
+    /// One heartbeat. Returns whether the next one must be full.
+    async fn beat(&self, told: &mut HashMap<RegionId, RegionReport>, full: bool) -> bool {
+        self.shared.space.refresh(self.host.used_bytes());
+        let led = self.led();
+        let stats = self.stats(led.len());
+        let leaders = if full { led.values().cloned().collect() } else { changed(&led, told) };
+        let request = StoreHeartbeatRequest {
+            cluster_id: self.cluster_id.0,
+            store_id: self.store_id.0,
+            incarnation: self.host.incarnation().0,
+            stats: Some(stats),
+            leaders,
+            full,
+        };
+        match self.placement.store_heartbeat(request, tokio::time::Instant::now() + PATIENCE).await {
+            Ok(answer) => {
+                *told = led;
+                self.learn(&answer.stores);
+                if !answer.failed.is_empty() {
+                    tracing::error!(store = %self.store_id, why = answer.failed, "placement refuses this store");
+                }
+                answer.want_full
+            }
+            Err(error) => {
+                tracing::warn!(store = %self.store_id, %error, "placement did not take the heartbeat");
+                true
+            }
+        }
+    }
+
+    fn led(&self) -> HashMap<RegionId, RegionReport> {
+        let regions = self.regions.all();
+        let led = regions.iter().filter_map(|region| {
+            let mut report = region.handle().report()?;
+            (report.approximate_bytes, report.approximate_keys) = region.data().approximate_size();
+            Some((region.id(), report))
+        });
+        led.collect()
+    }
+
+    fn stats(&self, leaders: usize) -> StoreStats {
+        let (capacity_bytes, available_bytes, used_bytes) = self.shared.space.sizes();
+        let regions = self.regions.all().len() as u32;
+        metrics::gauge!("braid_store_regions").set(f64::from(regions));
+        metrics::gauge!("braid_store_leaders").set(leaders as f64);
+        StoreStats {
+            capacity_bytes,
+            available_bytes,
+            used_bytes,
+            regions,
+            leaders: leaders as u32,
+            heard_revision: self.shared.numbers.heard().1,
+        }
+    }
+
+    fn learn(&self, stores: &[Store]) {
+        for store in stores.iter().filter(|store| store.id != self.store_id.0) {
+            self.addresses.set(Domain::Store, store.id, &store.peer_addr);
+        }
+    }
+}
+
+fn changed(led: &HashMap<RegionId, RegionReport>, told: &HashMap<RegionId, RegionReport>) -> Vec<RegionReport> {
+    led.iter().filter(|(id, report)| told.get(id) != Some(report)).map(|(_, report)| report.clone()).collect()
+}

@@ -1,0 +1,52 @@
+//! The data regions as a state machine of the host: which column families, which data, one [`RegionPeer`] a region.
+
+use std::sync::Arc;
+
+use braid_host::{DataRange, PeerHandle, RegionMachine, StateMachine};
+use braid_proto::id::RegionId;
+use braid_proto::pb::Region;
+use dashmap::DashMap;
+use rocksdb::{ColumnFamilyDescriptor, DB};
+
+use crate::engine;
+use crate::region::{RegionPeer, Shared};
+
+/// Every region peer of this store, by region.
+pub struct Regions {
+    shared: Arc<Shared>,
+    peers: DashMap<RegionId, Arc<RegionPeer>>,
+    engine: engine::EngineOptions,
+}
+
+impl Regions {
+    /// No regions yet: the host opens them.
+    pub fn new(shared: Arc<Shared>, engine: engine::EngineOptions) -> Self {
+        Self { shared, peers: DashMap::new(), engine }
+    }
+
+    /// The peer of `region` on this store.
+    pub fn get(&self, region: RegionId) -> Option<Arc<RegionPeer>> {
+        self.peers.get(&region).map(|peer| Arc::clone(&peer))
+    }
+
+    /// All peers of this store, in no order.
+    pub fn all(&self) -> Vec<Arc<RegionPeer>> {
+        self.peers.iter().map(|peer| Arc::clone(&peer)).collect()
+    }
+}
+
+impl StateMachine for Regions {
+    fn column_families(&self) -> Vec<ColumnFamilyDescriptor> {
+        engine::column_families(&self.engine)
+    }
+
+    fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine> {
+        let region = RegionPeer::open(db, peer, Arc::clone(&self.shared));
+        self.peers.insert(region.id(), Arc::clone(&region));
+        region
+    }
+
+    fn data_ranges(&self, region: &Region) -> Vec<DataRange> {
+        engine::data_ranges(region)
+    }
+}

@@ -1,0 +1,192 @@
+//! What placement orders this store to do: create the first peers of regions, split a region, hand over leadership.
+//!
+//! A split and a planned transfer are barriers (rules S1, O7): evaluation stops, what is in flight gets its number, is
+//! proposed and applied, then the change itself is made. So neither leaves a hole in the revision order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use braid_host::{Host, Outcome, SplitSpec};
+use braid_proto::id::{PeerId, RegionId, StoreId, Term};
+use braid_proto::key::TAG_USER;
+use braid_proto::pb::{
+    CreateRegionsResponse, Refusal, Region, SplitRegionRequest, SplitRegionResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
+};
+use braid_store_core::pipeline::{busy, timed_out};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::oneshot;
+
+use crate::machine::Regions;
+use crate::region::RegionPeer;
+
+/// How long a barrier may take to stand, and a change to be applied, before the order is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Carries out placement's orders on one store.
+pub struct Orders {
+    store_id: StoreId,
+    host: Arc<Host>,
+    regions: Arc<Regions>,
+}
+
+impl Orders {
+    /// Orders for the regions of `host`.
+    pub fn new(store_id: StoreId, host: Arc<Host>, regions: Arc<Regions>) -> Self {
+        Self { store_id, host, regions }
+    }
+
+    /// Creates this store's peers of `regions`; the store that is named first in a region's peers campaigns at once.
+    pub async fn create(&self, regions: Vec<Region>) -> CreateRegionsResponse {
+        let host = Arc::clone(&self.host);
+        let mine: Vec<Region> = regions.into_iter().filter(|r| r.peer_on(self.store_id).is_some()).collect();
+        let first: Vec<RegionId> = mine
+            .iter()
+            .filter(|region| region.peers.first().is_some_and(|peer| peer.store_id == self.store_id.0))
+            .map(Region::region_id)
+            .collect();
+        let created = tokio::task::spawn_blocking(move || host.create_regions(mine)).await;
+        let failed = match created {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(why)) => why,
+            Err(error) => format!("creating regions was given up: {error}"),
+        };
+        if failed.is_empty() {
+            for region in first.into_iter().filter_map(|id| self.regions.get(id)) {
+                if region.handle().leader().is_none() {
+                    region.handle().campaign();
+                }
+            }
+        }
+        CreateRegionsResponse { failed }
+    }
+
+    /// Splits `region` at the key of `request`.
+    pub async fn split(&self, region: Arc<RegionPeer>, request: SplitRegionRequest) -> SplitRegionResponse {
+        let current = region.handle().region();
+        if let Err(invalid) = check_split(&current, &request) {
+            return SplitRegionResponse { invalid, ..Default::default() };
+        }
+        let term = match self.barrier(&region, request.epoch).await {
+            Ok(term) => term,
+            Err(refusal) => return SplitRegionResponse { refusal: Some(refusal), ..Default::default() },
+        };
+        let (tell, told) = oneshot::channel();
+        let child_id = RegionId(request.child_id);
+        let spec = SplitSpec { key: request.split_key, child_id, child_peer_ids: request.child_peer_ids };
+        region.handle().propose_split(term, spec, Box::new(move |outcome| _ = tell.send(outcome)));
+        let outcome = tokio::time::timeout(PATIENCE, told).await;
+        region.release();
+        match outcome {
+            Ok(Ok(Outcome::Applied)) => {
+                let left = Some((*region.handle().region()).clone());
+                let right = self.regions.get(child_id).map(|child| (*child.handle().region()).clone());
+                SplitRegionResponse { left, right, ..Default::default() }
+            }
+            Ok(Ok(Outcome::Dropped)) => {
+                let refusal = Some(region.with(|pipeline, _| pipeline.not_leader()));
+                SplitRegionResponse { refusal, ..Default::default() }
+            }
+            Ok(Ok(Outcome::Unknown)) | Ok(Err(_)) | Err(_) => {
+                let refusal = Some(timed_out("the split was proposed, and may still happen"));
+                SplitRegionResponse { refusal, ..Default::default() }
+            }
+        }
+    }
+
+    /// Hands leadership of `region` to the peer on `request.to_store`.
+    pub async fn transfer_leader(
+        &self,
+        region: Arc<RegionPeer>,
+        request: TransferLeaderRequest,
+    ) -> TransferLeaderResponse {
+        let target = StoreId(request.to_store);
+        let current = region.handle().region();
+        let Some(to) = current.peer_on(target).filter(|peer| !peer.learner).map(|peer| PeerId(peer.id)) else {
+            let failed = format!("{} has no voting peer on store {target}", current.region_id());
+            return TransferLeaderResponse { failed, ..Default::default() };
+        };
+        if target == self.store_id && region.with(|pipeline, _| pipeline.leading()).is_some() {
+            return TransferLeaderResponse::default();
+        }
+        let term = match self.barrier(&region, request.epoch).await {
+            Ok(term) => term,
+            Err(refusal) => return TransferLeaderResponse { refusal: Some(refusal), ..Default::default() },
+        };
+        let (tell, told) = oneshot::channel();
+        region.handle().transfer_leader(term, to, Box::new(move |ended| _ = tell.send(ended)));
+        let ended = tokio::time::timeout(PATIENCE, told).await;
+        region.release();
+        let failed = match ended {
+            Ok(Ok(Ok(()))) => String::new(),
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(_)) | Err(_) => "the target did not take over in time; leadership stays where it is".to_owned(),
+        };
+        TransferLeaderResponse { failed, ..Default::default() }
+    }
+
+    /// Hands leadership of every region led here to another store, as far as that goes in `patience`: a planned stop
+    /// then costs clients nothing.
+    pub async fn hand_over_all(&self, patience: Duration) {
+        let led = self.regions.all().into_iter().filter(|region| region.handle().report().is_some());
+        let handed = led.map(|region| self.hand_over(region)).collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
+        if tokio::time::timeout(patience, handed).await.is_err() {
+            tracing::warn!("some regions were not handed over before the stop; their next leaders are elected");
+        }
+    }
+
+    async fn hand_over(&self, region: Arc<RegionPeer>) {
+        let current = region.handle().region();
+        let others = current.peers.iter().filter(|peer| !peer.learner && peer.store_id != self.store_id.0);
+        for target in others {
+            let request =
+                TransferLeaderRequest { region_id: current.id, epoch: current.epoch, to_store: target.store_id };
+            let answer = self.transfer_leader(Arc::clone(&region), request).await;
+            if answer.refusal.is_none() && answer.failed.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Stops the region's writes and waits until nothing is in flight. Returns the term the change may be made in.
+    async fn barrier(&self, region: &RegionPeer, epoch: Option<braid_proto::pb::RegionEpoch>) -> Result<Term, Refusal> {
+        let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
+            return Err(region.with(|pipeline, _| pipeline.not_leader()));
+        };
+        if epoch != region.handle().region().epoch {
+            return Err(region.with(|pipeline, _| pipeline.epoch_mismatch()));
+        }
+        match tokio::time::timeout(PATIENCE, region.drain()).await {
+            Ok(true) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok(term),
+            Ok(true) => {
+                region.release();
+                Err(region.with(|pipeline, _| pipeline.not_leader()))
+            }
+            Ok(false) => Err(busy("another split or transfer of this region is under way, or its leader changed")),
+            Err(_) => {
+                region.release();
+                Err(timed_out("the region's writes did not drain in time"))
+            }
+        }
+    }
+}
+
+fn check_split(region: &Region, request: &SplitRegionRequest) -> Result<(), String> {
+    let key = &request.split_key;
+    if key.first() != Some(&TAG_USER) || key.len() < 2 {
+        return Err("a region is split at a key of user data; name one with --key".to_owned());
+    }
+    if !region.range().contains(key) || *key == region.start {
+        return Err(format!("the key does not lie inside {} (or is its first key)", region.region_id()));
+    }
+    if request.child_peer_ids.len() != region.peers.len() {
+        return Err(format!(
+            "{} has {} peers but {} ids were given for the new region's",
+            region.region_id(),
+            region.peers.len(),
+            request.child_peer_ids.len()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Reads of one region (rules Q1, Q2).
+//!
+//! 1. Take a bound R after the request has arrived, unless the caller brought one for a read over many regions.
+//! 2. Note which in-flight writes at or below R touch the range, and wait until they are applied.
+//! 3. Read at R (or at the older revision the client named).
+//! 4. Check the lease of the term in which all that happened; without a lease, ask a quorum.
+//!
+//! A serializable read takes none of these steps: it answers what this replica has applied.
+
+use std::sync::Arc;
+
+use braid_proto::error;
+use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
+use braid_proto::id::Term;
+use braid_proto::key::KeyRange;
+use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response};
+use braid_store_core::pipeline::timed_out;
+use tokio::sync::oneshot;
+
+use crate::region::{RegionPeer, etcd_error, refusal};
+
+/// Keys a read may return before it moves off the thread that serves connections.
+const INLINE_KEYS_MAX: i64 = 256;
+
+/// Serves one read.
+pub async fn read(region: Arc<RegionPeer>, request: ReadRequest, epoch: RegionEpoch) -> RegionResponse {
+    let ReadRequest { range: Some(range), read_at } = request else {
+        return etcd_error(error::EMPTY_KEY);
+    };
+    if region.is_damaged() {
+        return etcd_error(error::CORRUPT);
+    }
+    let span = KeyRange::user(&range.key, &range.range_end);
+    if let Some(refused) = wrong_region(&region, &span, epoch) {
+        return refused;
+    }
+    if range.serializable && read_at == 0 {
+        return serializable(region, range, span).await;
+    }
+    let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
+        return region.refuse_not_leader();
+    };
+    let (bound, compacted) = match read_at {
+        0 => match bound(&region).await {
+            Ok(bound) => bound,
+            Err(refused) => return refused,
+        },
+        given => (given, 0),
+    };
+    let revision = if range.revision > 0 { range.revision } else { bound };
+    if revision > bound {
+        return etcd_error(error::FUTURE_REVISION);
+    }
+    if range.revision > 0 && range.revision < compacted {
+        return etcd_error(error::COMPACTED);
+    }
+    if !in_flight_applied(&region, &span, revision, term).await {
+        return region.refuse_not_leader();
+    }
+    if let Some(refused) = wrong_region(&region, &span, epoch) {
+        return refused;
+    }
+    let answer = match collect(&region, range, span, revision, bound).await {
+        Ok(answer) => answer,
+        Err(refused) => return refused,
+    };
+    judged(&region, term, answer).await
+}
+
+fn wrong_region(region: &RegionPeer, span: &KeyRange, epoch: RegionEpoch) -> Option<RegionResponse> {
+    let current = region.handle().region();
+    let right = current.epoch == Some(epoch) && current.range().contains_range(span);
+    (!right).then(|| refusal(region.with(|pipeline, _| pipeline.epoch_mismatch())))
+}
+
+async fn bound(region: &RegionPeer) -> Result<(i64, i64), RegionResponse> {
+    let (tell, told) = oneshot::channel();
+    region.shared().numbers.request(0, Box::new(move |answer| _ = tell.send(answer)));
+    match told.await {
+        Ok(Ok(block)) => Ok((block.base, block.compacted)),
+        Ok(Err(error)) => Err(refusal(timed_out(&error.to_string()))),
+        Err(_) => Err(refusal(timed_out("the sequencer's client has stopped"))),
+    }
+}
+
+/// False: leadership was lost.
+async fn in_flight_applied(region: &RegionPeer, span: &KeyRange, revision: i64, term: Term) -> bool {
+    let waiting = region.with(|pipeline, effects| {
+        if pipeline.leading() != Some(term) {
+            return Err(());
+        }
+        let Some(seq) = pipeline.in_flight(span, revision) else { return Ok(None) };
+        let (tell, told) = oneshot::channel();
+        pipeline.wait_applied(seq, tell, effects);
+        Ok(Some(told))
+    });
+    match waiting {
+        Err(()) => false,
+        Ok(None) => true,
+        Ok(Some(told)) => told.await.unwrap_or(false),
+    }
+}
+
+async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, span: KeyRange) -> RegionResponse {
+    let applied = region.data().max_applied();
+    if range.revision > applied {
+        return etcd_error(error::FUTURE_REVISION);
+    }
+    let revision = if range.revision > 0 { range.revision } else { applied };
+    match collect(&region, range, span, revision, applied).await {
+        Ok(answer) => RegionResponse { result: Some(region_response::Result::Range(answer)) },
+        Err(refused) => refused,
+    }
+}
+
+/// Reads at `revision`; `now` is what the header says.
+async fn collect(
+    region: &Arc<RegionPeer>,
+    range: RangeRequest,
+    span: KeyRange,
+    revision: i64,
+    now: i64,
+) -> Result<RangeResponse, RegionResponse> {
+    let single = range.range_end.is_empty();
+    let small = range.limit > 0 && range.limit <= INLINE_KEYS_MAX;
+    let read = if single || small {
+        region.data().read_range(&range, &span, revision)
+    } else {
+        let region = Arc::clone(region);
+        let read = tokio::task::spawn_blocking(move || region.data().read_range(&range, &span, revision)).await;
+        read.map_err(|error| refusal(timed_out(&format!("the read was given up: {error}"))))?
+    };
+    match read {
+        Ok(mut answer) => {
+            answer.header = Some(ResponseHeader { revision: now, ..Default::default() });
+            Ok(answer)
+        }
+        Err(damage) => {
+            region.poison(&damage.0);
+            Err(etcd_error(error::CORRUPT))
+        }
+    }
+}
+
+/// The answer, if this peer still leads `term` (rule Q2: lease and term last).
+async fn judged(region: &RegionPeer, term: Term, answer: RangeResponse) -> RegionResponse {
+    let answer = RegionResponse { result: Some(region_response::Result::Range(answer)) };
+    if region.handle().lease(term) {
+        return answer;
+    }
+    metrics::counter!("braid_read_index_total").increment(1);
+    let (tell, told) = oneshot::channel();
+    region.handle().confirm_leadership(term, Box::new(move |leads| _ = tell.send(leads)));
+    match told.await {
+        Ok(true) => answer,
+        Ok(false) => region.refuse_not_leader(),
+        Err(_) => refusal(timed_out("leadership could not be confirmed")),
+    }
+}

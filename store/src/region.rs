@@ -1,0 +1,298 @@
+//! One region peer: the shell around the pure write path. Carries out its effects, feeds it what happens.
+//!
+//! Locking: the pipeline's mutex is held while a request is evaluated and while entries are handed to raft, because
+//! evaluation order, number order and log order must be one order. It is never held across a call that may come back
+//! into this region: numbers are asked for, and callers answered, after it is released.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use braid_host::{Entry, Outcome, PeerHandle, RegionMachine};
+use braid_placement_client::{NumberError, Numbers};
+use braid_proto::error;
+use braid_proto::id::{RegionId, Term};
+use braid_proto::pb::{Peer, Region, RegionEntry, RegionResponse, region_response};
+use braid_store_core::eval::Request;
+use braid_store_core::pipeline::{BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, timed_out};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use rocksdb::{DB, WriteBatch};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::engine::RegionData;
+use crate::space::Space;
+
+/// Where an answer goes. A caller that went away is no error.
+pub type Reply = oneshot::Sender<RegionResponse>;
+/// Who waits for in-flight writes: `true` once they are applied, `false` if leadership is lost.
+pub type Waker = oneshot::Sender<bool>;
+type Effects = Vec<Effect<Reply, Waker>>;
+
+/// What all region peers of a store share.
+pub struct Shared {
+    /// This process's way to revisions.
+    pub numbers: Arc<Numbers>,
+    /// Where work goes that must not run on the thread that found it.
+    pub runtime: Handle,
+    /// Whether there is room to write.
+    pub space: Arc<Space>,
+}
+
+/// One region peer of this store.
+pub struct RegionPeer {
+    handle: PeerHandle,
+    data: RegionData,
+    pipeline: Mutex<Pipeline<Reply, Waker>>,
+    shared: Arc<Shared>,
+    /// Who waits for a barrier to stand.
+    drained: Mutex<Option<oneshot::Sender<bool>>>,
+    /// Set when the data could not be read: the peer refuses everything from then on.
+    damaged: AtomicBool,
+    me: std::sync::Weak<RegionPeer>,
+}
+
+impl RegionPeer {
+    /// The peer behind `handle`, which does not lead yet.
+    pub fn open(db: Arc<DB>, handle: PeerHandle, shared: Arc<Shared>) -> Arc<Self> {
+        let region = handle.region();
+        Arc::new_cyclic(|me| Self {
+            data: RegionData::open(db, &region),
+            pipeline: Mutex::new(Pipeline::new((*region).clone())),
+            handle,
+            shared,
+            drained: Mutex::new(None),
+            damaged: AtomicBool::new(false),
+            me: me.clone(),
+        })
+    }
+
+    /// Its region.
+    pub fn id(&self) -> RegionId {
+        self.handle.region().region_id()
+    }
+
+    /// Its raft side.
+    pub fn handle(&self) -> &PeerHandle {
+        &self.handle
+    }
+
+    /// Its data.
+    pub fn data(&self) -> &RegionData {
+        &self.data
+    }
+
+    /// What it shares with the store's other peers.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Takes a write or transaction; `reply` gets the answer, whatever happens.
+    pub fn write(&self, request: Request, epoch: braid_proto::pb::RegionEpoch, span_ok: bool, reply: Reply) {
+        if self.damaged.load(Ordering::Acquire) {
+            return answer(reply, error::CORRUPT);
+        }
+        if request.puts() && !self.shared.space.writable() {
+            return answer(reply, error::NO_SPACE);
+        }
+        self.with(|pipeline, effects| pipeline.submit(reply, request, epoch, span_ok, effects));
+    }
+
+    /// Runs `event` on the pipeline, lets it go on, and carries out what follows.
+    pub fn with<T>(&self, event: impl FnOnce(&mut Pipeline<Reply, Waker>, &mut Effects) -> T) -> T {
+        let mut effects = Effects::new();
+        let result = {
+            let mut pipeline = self.pipeline.lock();
+            let result = event(&mut pipeline, &mut effects);
+            let heard = self.shared.numbers.heard().1;
+            if let Err(damage) = pipeline.pump(&self.data, heard, &mut effects) {
+                self.poison(&damage.0);
+            }
+            for effect in &mut effects {
+                if let Effect::Propose { entry, term, data } = effect {
+                    self.propose(*entry, *term, std::mem::take(data));
+                }
+            }
+            result
+        };
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        result
+    }
+
+    /// Stops evaluation and waits until nothing is in flight (rule S1). False: another barrier stands or leadership is
+    /// lost. After true, [`Self::release`] must follow.
+    pub async fn drain(&self) -> bool {
+        let (tell, told) = oneshot::channel();
+        let begun = self.with(|pipeline, _| {
+            let begun = pipeline.begin_barrier();
+            if begun {
+                *self.drained.lock() = Some(tell);
+            }
+            begun
+        });
+        begun && told.await.unwrap_or(false)
+    }
+
+    /// Ends a barrier.
+    pub fn release(&self) {
+        self.with(|pipeline, _| pipeline.end_barrier());
+    }
+
+    fn propose(&self, entry: EntryId, term: Term, data: Bytes) {
+        let me = self.me.clone();
+        let done = Box::new(move |outcome: Outcome| {
+            let Some(region) = me.upgrade() else { return };
+            match outcome {
+                // On the apply thread, which holds no lock of this region.
+                Outcome::Applied => region.entry_ended(entry, EntryEnd::Applied),
+                // Maybe inside `propose` itself, under the pipeline's lock.
+                Outcome::Dropped => region.end_elsewhere(entry, EntryEnd::Dropped),
+                Outcome::Unknown => region.end_elsewhere(entry, EntryEnd::Unknown),
+            }
+        });
+        self.handle.propose(term, data, done);
+    }
+
+    fn end_elsewhere(self: Arc<Self>, entry: EntryId, end: EntryEnd) {
+        let runtime = self.shared.runtime.clone();
+        runtime.spawn(async move { self.entry_ended(entry, end) });
+    }
+
+    fn entry_ended(&self, entry: EntryId, end: EntryEnd) {
+        self.with(|pipeline, effects| pipeline.entry_ended(entry, end, effects));
+    }
+
+    fn carry_out(&self, effect: Effect<Reply, Waker>) {
+        match effect {
+            Effect::Propose { .. } => {}
+            Effect::Number { batch, count } => self.ask_numbers(batch, count),
+            Effect::Judge { to, term, answer } => self.judge(to, term, answer),
+            Effect::Reply { to, answer } => _ = to.send(answer),
+            Effect::Wake { reader, applied } => _ = reader.send(applied),
+            Effect::Drained => {
+                if let Some(tell) = self.drained.lock().take() {
+                    _ = tell.send(true);
+                }
+            }
+        }
+    }
+
+    fn ask_numbers(&self, batch: BatchId, count: u32) {
+        let me = self.me.clone();
+        let done = Box::new(move |answer: Result<braid_placement_client::Block, NumberError>| {
+            let Some(region) = me.upgrade() else { return };
+            region.with(|pipeline, effects| match answer {
+                Ok(block) => {
+                    let block = Block { base: block.base, compacted: block.compacted };
+                    pipeline.numbered(batch, block, effects);
+                }
+                Err(error) => pipeline.not_numbered(batch, &error.to_string(), effects),
+            });
+        });
+        self.shared.numbers.request(count, done);
+    }
+
+    /// Answers if this peer still leads `term`: by lease, or by asking a quorum where the lease does not hold.
+    fn judge(&self, to: Reply, term: Term, response: RegionResponse) {
+        if self.handle.lease(term) {
+            _ = to.send(response);
+            return;
+        }
+        metrics::counter!("braid_read_index_total").increment(1);
+        let me = self.me.clone();
+        let done = Box::new(move |leads: bool| {
+            let response = match (leads, me.upgrade()) {
+                (true, _) => response,
+                (false, Some(region)) => region.refuse_not_leader(),
+                (false, None) => refusal(timed_out("the region's peer is gone")),
+            };
+            _ = to.send(response);
+        });
+        self.handle.confirm_leadership(term, done);
+    }
+
+    /// The refusal of a peer that does not lead.
+    pub fn refuse_not_leader(&self) -> RegionResponse {
+        let leader = self.handle.leader();
+        refusal(braid_proto::pb::Refusal {
+            reason: Some(braid_proto::pb::refusal::Reason::NotLeader(braid_proto::pb::NotLeader { leader })),
+        })
+    }
+
+    /// Whether its data could not be read.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    /// Marks the peer as damaged: it refuses everything from now on, loudly.
+    pub fn poison(&self, why: &str) {
+        if !self.damaged.swap(true, Ordering::AcqRel) {
+            metrics::counter!("braid_damaged_regions_total").increment(1);
+            tracing::error!(region = %self.id(), why, "data of a region cannot be read; the peer refuses all requests. \
+                Remove this store's data folder and let it rejoin as a new store.");
+        }
+    }
+}
+
+impl RegionMachine for RegionPeer {
+    fn apply(&self, entries: &[Entry], batch: WriteBatch) {
+        let mut txns = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let decoded = RegionEntry::decode(entry.data.clone()).unwrap_or_else(|e| {
+                panic!("{} index {}: a committed entry does not decode: {e}", self.id(), entry.index)
+            });
+            // Evaluated in another term, on a state that may not be this log's (rule O1).
+            if decoded.term != entry.term.0 {
+                continue;
+            }
+            txns.extend(decoded.txns);
+        }
+        // Going on without these changes would leave this replica different from the others for ever: the host ends the
+        // process, and the start after it replays the entries.
+        if let Err(damage) = self.data.apply(&txns, batch) {
+            panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries));
+        }
+    }
+
+    fn on_leader(&self, term: Term) {
+        self.with(|pipeline, _| pipeline.on_leader(term));
+    }
+
+    fn on_follower(&self, term: Term, leader: Option<Peer>) {
+        self.with(|pipeline, effects| pipeline.on_follower(term, leader, effects));
+        if let Some(tell) = self.drained.lock().take() {
+            _ = tell.send(false);
+        }
+    }
+
+    fn on_region(&self, region: &Region) {
+        self.data.on_region(region);
+        self.with(|pipeline, _| pipeline.on_region(region.clone()));
+    }
+
+    fn approximate_size(&self) -> (u64, u64) {
+        self.data.approximate_size()
+    }
+}
+
+fn newest(entries: &[Entry]) -> u64 {
+    entries.last().map_or(0, |entry| entry.index)
+}
+
+/// A response that is a refusal.
+pub fn refusal(refusal: braid_proto::pb::Refusal) -> RegionResponse {
+    RegionResponse { result: Some(region_response::Result::Refusal(refusal)) }
+}
+
+/// Answers with one of etcd's errors.
+pub fn answer(reply: Reply, error: error::EtcdStatus) {
+    _ = reply.send(etcd_error(error));
+}
+
+/// A response that is one of etcd's errors.
+pub fn etcd_error(error: error::EtcdStatus) -> RegionResponse {
+    RegionResponse { result: Some(region_response::Result::Error(error.into())) }
+}

@@ -1,0 +1,219 @@
+//! How proxies and placement reach this store's regions: in the same process, or over gRPC.
+
+use std::sync::Arc;
+
+use braid_proto::id::{ClusterId, RegionId, StoreId};
+use braid_proto::key::KeyRange;
+use braid_proto::pb::region_store_server::RegionStore;
+use braid_proto::pb::{
+    CreateRegionsRequest, CreateRegionsResponse, Refusal, RegionNotFound, RegionRequest, RegionResponse, RequestFrame,
+    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
+    TransferLeaderResponse, refusal, region_request,
+};
+use braid_proto::service::{BoxFuture, RegionService};
+use braid_proto::span::txn_within;
+use braid_store_core::eval::Request;
+use braid_store_core::pipeline::busy;
+use futures::stream::BoxStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
+
+use crate::machine::Regions;
+use crate::orders;
+use crate::read;
+use crate::region::{RegionPeer, refusal};
+
+/// Requests of one connection that may be under way; beyond it they are refused as busy.
+const IN_FLIGHT_MAX: usize = 16_384;
+/// Answers that wait for one frame.
+const FRAME_ANSWERS_MAX: usize = 512;
+
+/// Serves the regions of one store.
+pub struct LocalRegions {
+    regions: Arc<Regions>,
+}
+
+impl LocalRegions {
+    /// Serves `regions`.
+    pub fn new(regions: Arc<Regions>) -> Self {
+        Self { regions }
+    }
+}
+
+impl RegionService for LocalRegions {
+    fn call(&self, request: RegionRequest) -> BoxFuture<RegionResponse> {
+        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
+            return ready(refusal(Refusal { reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})) }));
+        };
+        let epoch = request.epoch.unwrap_or_default();
+        match request.op {
+            Some(region_request::Op::Read(read)) => Box::pin(read::read(region, read, epoch)),
+            Some(region_request::Op::Put(put)) => write(&region, epoch, Request::Put(put)),
+            Some(region_request::Op::DeleteRange(delete)) => write(&region, epoch, Request::DeleteRange(delete)),
+            Some(region_request::Op::Txn(txn)) => write(&region, epoch, Request::Txn(txn)),
+            None => ready(refusal(busy("the request names no operation this version knows"))),
+        }
+    }
+}
+
+fn write(region: &RegionPeer, epoch: braid_proto::pb::RegionEpoch, request: Request) -> BoxFuture<RegionResponse> {
+    let range = region.handle().region().range();
+    let span_ok = match &request {
+        Request::Put(put) => range.contains_range(&KeyRange::user(&put.key, b"")),
+        Request::DeleteRange(delete) => range.contains_range(&KeyRange::user(&delete.key, &delete.range_end)),
+        Request::Txn(txn) => txn_within(txn, &range),
+    };
+    let (reply, answer) = oneshot::channel();
+    region.write(request, epoch, span_ok, reply);
+    Box::pin(async move { answer.await.unwrap_or_else(|_| refusal(unanswered())) })
+}
+
+/// The region's peer went away with the request in hand: nobody can tell any more.
+fn unanswered() -> Refusal {
+    braid_store_core::pipeline::unknown("the region's peer was removed while the request was under way")
+}
+
+fn ready(response: RegionResponse) -> BoxFuture<RegionResponse> {
+    Box::pin(std::future::ready(response))
+}
+
+/// The gRPC side: proxy -> store (Serve), placement -> store (the rest).
+pub struct RegionStoreService {
+    cluster_id: ClusterId,
+    store_id: StoreId,
+    regions: Arc<Regions>,
+    local: Arc<LocalRegions>,
+    orders: Arc<orders::Orders>,
+}
+
+impl RegionStoreService {
+    /// Serves the regions of store `store_id`.
+    pub fn new(
+        cluster_id: ClusterId,
+        store_id: StoreId,
+        regions: Arc<Regions>,
+        local: Arc<LocalRegions>,
+        orders: Arc<orders::Orders>,
+    ) -> Self {
+        Self { cluster_id, store_id, regions, local, orders }
+    }
+
+    fn check(&self, frame: &RequestFrame) -> Result<(), Status> {
+        if frame.cluster_id != self.cluster_id.0 || frame.to_store != self.store_id.0 {
+            return Err(Status::failed_precondition(format!(
+                "this is store {} of cluster {}, not store {} of cluster {}",
+                self.store_id,
+                self.cluster_id,
+                StoreId(frame.to_store),
+                ClusterId(frame.cluster_id)
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl RegionStore for RegionStoreService {
+    type ServeStream = BoxStream<'static, Result<ResponseFrame, Status>>;
+
+    async fn serve(
+        &self,
+        request: tonic::Request<Streaming<RequestFrame>>,
+    ) -> Result<Response<Self::ServeStream>, Status> {
+        let mut frames = request.into_inner();
+        let first = frames.message().await?;
+        if let Some(frame) = &first {
+            self.check(frame)?;
+        }
+        let (answers, outgoing) = mpsc::channel(16);
+        let local = Arc::clone(&self.local);
+        tokio::spawn(async move { serve_connection(local, first, frames, answers).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn split_region(
+        &self,
+        request: tonic::Request<SplitRegionRequest>,
+    ) -> Result<Response<SplitRegionResponse>, Status> {
+        let request = request.into_inner();
+        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
+            return Ok(Response::new(SplitRegionResponse { refusal: Some(not_found()), ..Default::default() }));
+        };
+        Ok(Response::new(self.orders.split(region, request).await))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: tonic::Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
+            return Ok(Response::new(TransferLeaderResponse { refusal: Some(not_found()), ..Default::default() }));
+        };
+        Ok(Response::new(self.orders.transfer_leader(region, request).await))
+    }
+
+    async fn create_regions(
+        &self,
+        request: tonic::Request<CreateRegionsRequest>,
+    ) -> Result<Response<CreateRegionsResponse>, Status> {
+        let request = request.into_inner();
+        if request.cluster_id != self.cluster_id.0 {
+            let failed = format!("this store belongs to cluster {}", self.cluster_id);
+            return Ok(Response::new(CreateRegionsResponse { failed }));
+        }
+        Ok(Response::new(self.orders.create(request.regions).await))
+    }
+}
+
+fn not_found() -> Refusal {
+    Refusal { reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})) }
+}
+
+/// Serves one proxy's connection: every request on its own, answers in whatever order they come, many to a frame.
+async fn serve_connection(
+    local: Arc<LocalRegions>,
+    first: Option<RequestFrame>,
+    mut frames: Streaming<RequestFrame>,
+    outgoing: mpsc::Sender<Result<ResponseFrame, Status>>,
+) {
+    let (answers, mut answered) = mpsc::channel::<TaggedResponse>(IN_FLIGHT_MAX);
+    let sender = tokio::spawn(async move {
+        let mut batch = Vec::new();
+        while answered.recv_many(&mut batch, FRAME_ANSWERS_MAX).await > 0 {
+            let frame = ResponseFrame { responses: std::mem::take(&mut batch) };
+            if outgoing.send(Ok(frame)).await.is_err() {
+                break;
+            }
+        }
+    });
+    let in_flight = Arc::new(tokio::sync::Semaphore::new(IN_FLIGHT_MAX));
+    let mut next = first;
+    while let Some(frame) = next {
+        for tagged in frame.requests {
+            let (id, request) = (tagged.id, tagged.request.unwrap_or_default());
+            let Ok(permit) = Arc::clone(&in_flight).try_acquire_owned() else {
+                let response = Some(refusal(busy("too many requests of this connection are under way")));
+                if answers.send(TaggedResponse { id, response }).await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let answer = local.call(request);
+            let answers = answers.clone();
+            tokio::spawn(async move {
+                let response = Some(answer.await);
+                _ = answers.send(TaggedResponse { id, response }).await;
+                drop(permit);
+            });
+        }
+        next = match frames.next().await {
+            Some(Ok(frame)) => Some(frame),
+            Some(Err(_)) | None => None,
+        };
+    }
+    drop(answers);
+    _ = sender.await;
+}

@@ -1,0 +1,200 @@
+//! Start and stop of a store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use braid_host::config::HostConfig;
+use braid_host::transport::AddressBook;
+use braid_host::{Host, Inbound, Transport};
+use braid_placement_client::{ClientError, Numbers, PlacementClient};
+use braid_proto::id::{ClusterId, StoreId};
+use braid_proto::pb::{Domain, RegisterStoreRequest};
+use braid_proto::service::RegionService;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::engine::EngineOptions;
+use crate::heartbeat::Heartbeat;
+use crate::machine::Regions;
+use crate::orders::Orders;
+use crate::region::Shared;
+use crate::service::{LocalRegions, RegionStoreService};
+use crate::space::{Space, SpaceLimits};
+
+/// How long a planned stop tries to hand its regions' leadership over.
+const HAND_OVER: Duration = Duration::from_secs(3);
+
+/// How a store is set up.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Cluster it belongs to.
+    pub cluster_id: ClusterId,
+    /// Its id, as placement gave it.
+    pub store_id: StoreId,
+    /// Raft workers; each region belongs to one.
+    pub workers: usize,
+    /// RocksDB block cache in bytes.
+    pub block_cache_bytes: usize,
+    /// RocksDB memtable size in bytes.
+    pub memtable_bytes: usize,
+    /// Bytes of raft log after which old files are purged.
+    pub log_purge_bytes: u64,
+    /// Entries of a region's log kept for followers that lag; beyond it they take a snapshot.
+    pub log_keep_entries: u64,
+    /// Bytes of a region's log, likewise.
+    pub log_keep_bytes: u64,
+    /// When puts are refused.
+    pub space: SpaceLimits,
+}
+
+/// What placement says to a store that registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Cluster the store now belongs to.
+    pub cluster_id: ClusterId,
+    /// Its id.
+    pub store_id: StoreId,
+}
+
+/// Why a store does not start.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Placement could not be asked.
+    #[error("placement does not answer: {0}")]
+    Placement(#[from] ClientError),
+    /// Placement says no.
+    #[error("placement refuses this store: {0}")]
+    Refused(String),
+    /// The folder cannot be used.
+    #[error(transparent)]
+    Host(#[from] braid_host::OpenError),
+}
+
+/// Makes the store known to placement and gets its id. Waits for a placement leader until `deadline`.
+///
+/// # Errors
+/// Placement is out of reach, or refuses (another cluster's folder, a removed store).
+pub async fn register(
+    placement: &PlacementClient,
+    request: RegisterStoreRequest,
+    deadline: Instant,
+) -> Result<Registered, OpenError> {
+    let answer = placement.register_store(request, deadline).await?;
+    if !answer.failed.is_empty() {
+        return Err(OpenError::Refused(answer.failed));
+    }
+    let cluster_id = ClusterId(answer.header.unwrap_or_default().cluster_id);
+    Ok(Registered { cluster_id, store_id: StoreId(answer.store_id) })
+}
+
+/// A running store.
+pub struct Store {
+    config: StoreConfig,
+    host: Arc<Host>,
+    regions: Arc<Regions>,
+    local: Arc<LocalRegions>,
+    orders: Arc<Orders>,
+    stop: watch::Sender<bool>,
+    heartbeat: JoinHandle<()>,
+}
+
+impl Store {
+    /// Opens the folder, starts the regions in it and the heartbeat.
+    ///
+    /// # Errors
+    /// The folder belongs to another store or cluster, is in use, damaged or full.
+    pub async fn open(
+        config: StoreConfig,
+        placement: Arc<PlacementClient>,
+        numbers: Arc<Numbers>,
+        transport: Arc<dyn Transport>,
+        addresses: AddressBook,
+    ) -> Result<Self, OpenError> {
+        let space = Arc::new(Space::new(config.dir.clone(), config.space));
+        let shared = Arc::new(Shared { numbers, runtime: Handle::current(), space });
+        let engine =
+            EngineOptions { block_cache_bytes: config.block_cache_bytes, memtable_bytes: config.memtable_bytes };
+        let regions = Arc::new(Regions::new(Arc::clone(&shared), engine));
+        let machine = Arc::clone(&regions);
+        let host_config = host_config(&config);
+        let opened = tokio::task::spawn_blocking(move || Host::open(host_config, machine, transport)).await;
+        let host = Arc::new(opened.map_err(|error| OpenError::Refused(format!("opening was given up: {error}")))??);
+        let orders = Arc::new(Orders::new(config.store_id, Arc::clone(&host), Arc::clone(&regions)));
+        let local = Arc::new(LocalRegions::new(Arc::clone(&regions)));
+        let (stop, stopped) = watch::channel(false);
+        let heartbeat = Heartbeat {
+            cluster_id: config.cluster_id,
+            store_id: config.store_id,
+            host: Arc::clone(&host),
+            regions: Arc::clone(&regions),
+            shared,
+            placement,
+            addresses,
+        };
+        let heartbeat = tokio::spawn(heartbeat.run(stopped));
+        Ok(Self { config, host, regions, local, orders, stop, heartbeat })
+    }
+
+    /// Its id.
+    pub fn store_id(&self) -> StoreId {
+        self.config.store_id
+    }
+
+    /// Its regions, for a proxy of the same process.
+    pub fn local(&self) -> Arc<dyn RegionService> {
+        Arc::clone(&self.local) as Arc<dyn RegionService>
+    }
+
+    /// Its regions, for everybody else.
+    pub fn service(&self) -> RegionStoreService {
+        RegionStoreService::new(
+            self.config.cluster_id,
+            self.config.store_id,
+            Arc::clone(&self.regions),
+            Arc::clone(&self.local),
+            Arc::clone(&self.orders),
+        )
+    }
+
+    /// Where raft messages for it go.
+    pub fn inbound(&self) -> Arc<dyn Inbound> {
+        self.host.inbound()
+    }
+
+    /// Bytes of its files.
+    pub fn used_bytes(&self) -> u64 {
+        self.host.used_bytes()
+    }
+
+    /// Stops: leaders handed over, no more heartbeats, logs and data written, threads joined.
+    pub async fn shutdown(self) {
+        self.orders.hand_over_all(HAND_OVER).await;
+        _ = self.stop.send(true);
+        _ = self.heartbeat.await;
+        let host = self.host;
+        if let Err(error) = tokio::task::spawn_blocking(move || host.shutdown()).await {
+            tracing::error!(%error, "the store's host did not stop cleanly");
+        }
+    }
+}
+
+fn host_config(config: &StoreConfig) -> HostConfig {
+    HostConfig {
+        dir: config.dir.clone(),
+        domain: Domain::Store,
+        cluster_id: config.cluster_id,
+        host_id: config.store_id.0,
+        workers: config.workers,
+        block_cache_bytes: config.block_cache_bytes,
+        memtable_bytes: config.memtable_bytes,
+        log_purge_bytes: config.log_purge_bytes,
+        log_keep_entries: config.log_keep_entries,
+        log_keep_bytes: config.log_keep_bytes,
+    }
+}
