@@ -1,1 +1,50 @@
-//! Placeholder.
+//! The proxy: speaks etcd's v3 API to unchanged clients and braid's own words to stores and placement.
+//!
+//! It owns no truth. What it holds are caches that refusals correct, and requests that are under way; it may die at any
+//! time without losing anything but its connections.
+//!
+//! ```text
+//! serve ─► front ─► kv ─► regions ─► stores ─► a region's leader
+//!            │       │       └─► router ─► placement (GetRoutes)
+//!            │       └─► bound ─► placement (Number)
+//!            └─► cluster, maintenance, admin, missing, http
+//! ```
+//!
+//! | Module | What it does |
+//! |---|---|
+//! | [`proxy`] | puts everything together |
+//! | [`serve`], `front`, `handled`, `in_flight` | the client port: connections, overload, counters |
+//! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
+//! | [`regions`], [`retry`] | one request to one region: attempts and what follows from refusals |
+//! | [`route`], [`router`] | which region holds a key |
+//! | [`stores`] | how a store is reached |
+//! | `bound`, `deadline`, `presence`, `shared` | revisions to read at, patience, the heartbeat, what services share |
+//! | `cluster`, `maintenance`, `admin`, `missing`, `http` | the other services |
+
+pub mod config;
+pub mod kv;
+pub mod maintenance;
+pub mod proxy;
+pub mod regions;
+pub mod retry;
+pub mod route;
+pub mod router;
+pub mod serve;
+pub mod stores;
+
+pub mod bound;
+pub mod deadline;
+pub mod front;
+pub mod in_flight;
+pub mod presence;
+pub mod shared;
+
+mod admin;
+mod cluster;
+mod handled;
+mod http;
+mod missing;
+
+pub use config::ProxyConfig;
+pub use maintenance::ETCD_VERSION;
+pub use proxy::Proxy;

@@ -1,0 +1,46 @@
+//! DeleteRange inside one region. An empty range deletes nothing, at the current revision, and asks no region.
+
+use braid_proto::check;
+use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, ResponseHeader};
+use braid_proto::key::KeyRange;
+use braid_proto::pb::{region_request, region_response};
+use tonic::Status;
+
+use super::{fits, spread, unexpected};
+use crate::bound;
+use crate::deadline::Patience;
+use crate::regions::{Ask, NoAnswer};
+use crate::retry::Kind;
+use crate::shared::Shared;
+
+/// Serves a DeleteRange.
+///
+/// # Errors
+/// What etcd would answer, or that the range lies in several regions.
+pub async fn delete_range(
+    shared: &Shared,
+    request: DeleteRangeRequest,
+    patience: Patience,
+) -> Result<DeleteRangeResponse, Status> {
+    check::delete_range(&request)?;
+    fits(&request, shared.config.max_request_bytes)?;
+    let span = KeyRange::user(&request.key, &request.range_end);
+    if span.is_empty() {
+        let revision = bound::take(&shared.numbers, patience).await?.revision;
+        let header = Some(ResponseHeader { revision, ..Default::default() });
+        return Ok(DeleteRangeResponse { header, ..Default::default() });
+    }
+    let op = region_request::Op::DeleteRange(request);
+    let within = |range: &KeyRange| range.contains_range(&span);
+    let ask = Ask { anchor: &span.start, within, op: &op, kind: Kind::Write, any_replica: false };
+    match shared.regions.ask(ask, patience).await {
+        Ok(region_response::Result::DeleteRange(answer)) => Ok(answer),
+        Ok(other) => Err(unexpected(other)),
+        Err(NoAnswer::Failed(status)) => Err(status),
+        Err(NoAnswer::Spread) => {
+            let pieces = shared.regions.pieces(&span, patience).await?;
+            let regions: Vec<_> = pieces.iter().map(|(route, _)| route.region).collect();
+            Err(spread("delete", "deletes", &regions))
+        }
+    }
+}

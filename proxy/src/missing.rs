@@ -1,0 +1,136 @@
+//! Services of etcd that this version does not have. They are registered all the same, so that a client reads what is
+//! missing instead of a bare "unimplemented".
+//!
+//! Authentication answers two calls truthfully, because clients make them on their own: it is off.
+
+use std::sync::Arc;
+
+use braid_proto::error;
+use braid_proto::etcd::etcdserverpb::auth_server::Auth;
+use braid_proto::etcd::etcdserverpb::lease_server::Lease;
+use braid_proto::etcd::etcdserverpb::watch_server::Watch;
+use braid_proto::etcd::etcdserverpb::*;
+use braid_proto::etcd::v3electionpb::election_server::Election;
+use braid_proto::etcd::v3electionpb::{
+    CampaignRequest, CampaignResponse, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse, ResignRequest,
+    ResignResponse,
+};
+use braid_proto::etcd::v3lockpb::lock_server::Lock;
+use braid_proto::etcd::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use futures::stream::Empty;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::shared::Shared;
+
+/// What a client is told about something that is not there.
+pub fn missing(what: &str) -> Status {
+    let verb = if what.ends_with('s') { "are" } else { "is" };
+    Status::unimplemented(format!("braid: {what} {verb} not available in this version"))
+}
+
+/// Watch, Lease, Lock and Election, none of which is there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MissingService;
+
+/// Auth: it is off and cannot be switched on.
+pub struct AuthService {
+    shared: Arc<Shared>,
+}
+
+impl AuthService {
+    /// A service on `shared`.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+macro_rules! refuse {
+    ($what:literal: $($method:ident($request:ty) -> $response:ty;)*) => {
+        $(fn $method<'a, 'f>(&'a self, _: Request<$request>) -> BoxFuture<'f, $response>
+        where
+            'a: 'f,
+            Self: 'f,
+        {
+            Box::pin(async { Err(missing($what)) })
+        })*
+    };
+}
+
+/// What the methods of a service return.
+type BoxFuture<'f, T> = std::pin::Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'f>>;
+
+impl Watch for MissingService {
+    type WatchStream = Empty<Result<WatchResponse, Status>>;
+
+    refuse! { "watch": watch(Streaming<WatchRequest>) -> Self::WatchStream; }
+}
+
+impl Lease for MissingService {
+    type LeaseKeepAliveStream = Empty<Result<LeaseKeepAliveResponse, Status>>;
+
+    refuse! { "leases":
+        lease_grant(LeaseGrantRequest) -> LeaseGrantResponse;
+        lease_revoke(LeaseRevokeRequest) -> LeaseRevokeResponse;
+        lease_keep_alive(Streaming<LeaseKeepAliveRequest>) -> Self::LeaseKeepAliveStream;
+        lease_time_to_live(LeaseTimeToLiveRequest) -> LeaseTimeToLiveResponse;
+        lease_leases(LeaseLeasesRequest) -> LeaseLeasesResponse;
+    }
+}
+
+impl Lock for MissingService {
+    refuse! { "the lock service":
+        lock(LockRequest) -> LockResponse;
+        unlock(UnlockRequest) -> UnlockResponse;
+    }
+}
+
+impl Election for MissingService {
+    type ObserveStream = Empty<Result<LeaderResponse, Status>>;
+
+    refuse! { "the election service":
+        campaign(CampaignRequest) -> CampaignResponse;
+        proclaim(ProclaimRequest) -> ProclaimResponse;
+        leader(LeaderRequest) -> LeaderResponse;
+        observe(LeaderRequest) -> Self::ObserveStream;
+        resign(ResignRequest) -> ResignResponse;
+    }
+}
+
+impl Auth for AuthService {
+    fn auth_status<'a, 'f>(&'a self, _: Request<AuthStatusRequest>) -> BoxFuture<'f, AuthStatusResponse>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async {
+            let header = self.shared.header(self.shared.revision().await);
+            Ok(Response::new(AuthStatusResponse { header, enabled: false, auth_revision: 1 }))
+        })
+    }
+
+    fn authenticate<'a, 'f>(&'a self, _: Request<AuthenticateRequest>) -> BoxFuture<'f, AuthenticateResponse>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async { Err(error::AUTH_NOT_ENABLED.into()) })
+    }
+
+    refuse! { "authentication":
+        auth_enable(AuthEnableRequest) -> AuthEnableResponse;
+        auth_disable(AuthDisableRequest) -> AuthDisableResponse;
+        user_add(AuthUserAddRequest) -> AuthUserAddResponse;
+        user_get(AuthUserGetRequest) -> AuthUserGetResponse;
+        user_list(AuthUserListRequest) -> AuthUserListResponse;
+        user_delete(AuthUserDeleteRequest) -> AuthUserDeleteResponse;
+        user_change_password(AuthUserChangePasswordRequest) -> AuthUserChangePasswordResponse;
+        user_grant_role(AuthUserGrantRoleRequest) -> AuthUserGrantRoleResponse;
+        user_revoke_role(AuthUserRevokeRoleRequest) -> AuthUserRevokeRoleResponse;
+        role_add(AuthRoleAddRequest) -> AuthRoleAddResponse;
+        role_get(AuthRoleGetRequest) -> AuthRoleGetResponse;
+        role_list(AuthRoleListRequest) -> AuthRoleListResponse;
+        role_delete(AuthRoleDeleteRequest) -> AuthRoleDeleteResponse;
+        role_grant_permission(AuthRoleGrantPermissionRequest) -> AuthRoleGrantPermissionResponse;
+        role_revoke_permission(AuthRoleRevokePermissionRequest) -> AuthRoleRevokePermissionResponse;
+    }
+}

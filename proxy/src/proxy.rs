@@ -1,0 +1,126 @@
+//! A proxy as a whole: puts the services together, starts the heartbeat, serves the client port.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use braid_placement_client::{Numbers, PlacementClient};
+use braid_proto::etcd::etcdserverpb::auth_server::AuthServer;
+use braid_proto::etcd::etcdserverpb::cluster_server::ClusterServer;
+use braid_proto::etcd::etcdserverpb::kv_server::KvServer;
+use braid_proto::etcd::etcdserverpb::lease_server::LeaseServer;
+use braid_proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
+use braid_proto::etcd::etcdserverpb::watch_server::WatchServer;
+use braid_proto::etcd::v3electionpb::election_server::ElectionServer;
+use braid_proto::etcd::v3lockpb::lock_server::LockServer;
+use braid_proto::id::StoreId;
+use braid_proto::pb::admin_server::AdminServer;
+use braid_proto::service::RegionService;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+use crate::admin::AdminService;
+use crate::cluster::ClusterService;
+use crate::config::ProxyConfig;
+use crate::front::Front;
+use crate::http;
+use crate::in_flight::InFlight;
+use crate::kv::KvService;
+use crate::maintenance::MaintenanceService;
+use crate::missing::{AuthService, MissingService};
+use crate::presence::Presence;
+use crate::regions::Regions;
+use crate::router::Router as RegionRouter;
+use crate::serve::serve;
+use crate::shared::Shared;
+use crate::stores::Stores;
+
+/// A running proxy. It speaks to clients wherever [`Proxy::serve`] is called.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    front: Front,
+    stop: watch::Sender<bool>,
+    heartbeat: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts a proxy: from now on placement hears of it. `local` are the stores of the same process. Must be called
+    /// inside a tokio runtime.
+    pub fn start(
+        config: ProxyConfig,
+        placement: Arc<PlacementClient>,
+        numbers: Arc<Numbers>,
+        local: HashMap<StoreId, Arc<dyn RegionService>>,
+    ) -> Self {
+        let stores = Arc::new(Stores::new(config.cluster_id, local));
+        let router = RegionRouter::new(Arc::clone(&placement), Arc::clone(&stores));
+        let shared = Arc::new(Shared {
+            regions: Regions::new(router, stores),
+            numbers,
+            presence: Presence::new(Arc::clone(&placement), &config),
+            in_flight: InFlight::new(config.max_in_flight),
+            config,
+        });
+        let front = front(&shared, placement);
+        let (stop, stopped) = watch::channel(false);
+        let beating = Arc::clone(&shared);
+        let heartbeat = tokio::spawn(async move { beating.presence.run(stopped).await });
+        Self { shared, front, stop, heartbeat }
+    }
+
+    /// Serves clients on `listener` until [`Proxy::stop`]; may be called for several listeners. Requests that are under
+    /// way then have `grace` to finish.
+    pub fn serve(&self, listener: TcpListener, grace: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let mut stopped = self.stop.subscribe();
+        let front = self.front.clone();
+        async move {
+            let stop = async move { _ = stopped.wait_for(|stop| *stop).await };
+            serve(front, listener, stop, grace).await;
+        }
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.count()
+    }
+
+    /// Stops the heartbeat and whatever [`Proxy::serve`] has started; await that to see its end.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+        self.heartbeat.abort();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+    }
+}
+
+fn front(shared: &Arc<Shared>, placement: Arc<PlacementClient>) -> Front {
+    let kv =
+        KvServer::new(KvService::new(Arc::clone(shared))).max_decoding_message_size(shared.config.receive_bytes_max());
+    Front::new(kv, rest(shared, placement), Arc::clone(&shared.in_flight))
+}
+
+/// Everything but KV.
+fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>) -> Router {
+    let cluster = ClusterServer::new(ClusterService::new(Arc::clone(shared)));
+    let routes = Routes::new(cluster)
+        .add_service(MaintenanceServer::new(MaintenanceService::new(Arc::clone(shared))))
+        .add_service(AuthServer::new(AuthService::new(Arc::clone(shared))))
+        .add_service(WatchServer::new(MissingService))
+        .add_service(LeaseServer::new(MissingService))
+        .add_service(LockServer::new(MissingService))
+        .add_service(ElectionServer::new(MissingService))
+        .add_service(AdminServer::new(AdminService::new(Arc::clone(shared), placement)))
+        // The service name "" is SERVING from the start.
+        .add_service(tonic_health::pb::health_server::HealthServer::new(
+            tonic_health::server::HealthService::from_health_reporter(HealthReporter::new()),
+        ));
+    http::add_to(routes.into_axum_router(), Arc::clone(shared)).with_state(())
+}

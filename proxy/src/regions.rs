@@ -1,0 +1,238 @@
+//! One request to one region, tried until it is answered, must not be tried again, or its time is up.
+//!
+//! 1. Find the region of the request's first key. If the request reaches beyond it, say so.
+//! 2. Ask the store that is said to lead; without a hint, one replica after the other.
+//! 3. An answer ends it. A refusal goes through [`crate::retry`].
+//!
+//! The request is kept for the next attempt, so each attempt sends a copy: keys and values are shared, not copied.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use braid_proto::error;
+use braid_proto::id::StoreId;
+use braid_proto::key::KeyRange;
+use braid_proto::pb::{Peer, Refusal, RegionNotFound, RegionRequest, refusal, region_request, region_response};
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+
+use crate::bound::no_leader;
+use crate::deadline::Patience;
+use crate::retry::{self, Kind, Lesson, Step};
+use crate::route::Route;
+use crate::router::{NoRoute, Router};
+use crate::stores::Stores;
+
+/// How long a request that has a route, if a doubtful one, waits for placement's word.
+const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The regions of the cluster.
+pub struct Regions {
+    /// Where they are.
+    pub router: Router,
+    stores: Arc<Stores>,
+}
+
+/// What is asked of one region.
+pub struct Ask<'a, C> {
+    /// An internal key that the region holds.
+    pub anchor: &'a [u8],
+    /// Whether a region of this range holds everything that the operation touches.
+    pub within: C,
+    /// The operation.
+    pub op: &'a region_request::Op,
+    /// Whether it may be repeated when its outcome is unknown.
+    pub kind: Kind,
+    /// Whether any replica may answer.
+    pub any_replica: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// The operation touches several regions.
+    Spread,
+    /// What the client is told.
+    Failed(Status),
+}
+
+/// What has been tried.
+#[derive(Default)]
+struct Attempts {
+    count: u32,
+    /// Replicas that turned out to be the wrong ones to ask.
+    wrong: usize,
+}
+
+impl Regions {
+    /// Regions reached through `router` and `stores`.
+    pub fn new(router: Router, stores: Arc<Stores>) -> Self {
+        Self { router, stores }
+    }
+
+    /// Asks one region.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub async fn ask<C: Fn(&KeyRange) -> bool>(
+        &self,
+        ask: Ask<'_, C>,
+        patience: Patience,
+    ) -> Result<region_response::Result, NoAnswer> {
+        let mut attempts = Attempts::default();
+        loop {
+            let route = self.find(ask.anchor, patience).await.map_err(NoAnswer::Failed)?;
+            if !(ask.within)(&route.range) {
+                return Err(NoAnswer::Spread);
+            }
+            let store = self.choose(&route, &attempts, ask.any_replica);
+            let refusal = match self.attempt(&route, store, &ask, patience).await? {
+                region_response::Result::Refusal(refusal) => refusal,
+                answer => {
+                    if !ask.any_replica && route.leader() != Some(store) {
+                        route.follow(store);
+                    }
+                    return Ok(answer);
+                }
+            };
+            tracing::trace!(region = %route.region, %store, attempt = attempts.count, ?refusal, "refused");
+            match retry::decide(ask.kind, refusal, attempts.count) {
+                Step::Fail(status) => return Err(NoAnswer::Failed(status.into())),
+                Step::Again { lesson, refresh, pause, reason } => {
+                    metrics::counter!("braid_proxy_retries_total", "reason" => reason).increment(1);
+                    attempts.count += 1;
+                    if patience.is_over() {
+                        let leaderless = matches!(lesson, Lesson::NotThisStore | Lesson::Leader(_));
+                        let status = if leaderless { no_leader(patience) } else { error::TIMEOUT };
+                        return Err(NoAnswer::Failed(status.into()));
+                    }
+                    self.take_in(lesson, &route, store, &mut attempts);
+                    if refresh {
+                        self.refresh(ask.anchor, patience).await;
+                    }
+                    if !pause.is_zero() {
+                        route.wait(pause.min(patience.deadline - Instant::now())).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The regions of `range` with their parts of it.
+    ///
+    /// # Errors
+    /// Some are not known, and placement did not say in time.
+    pub async fn pieces(&self, range: &KeyRange, patience: Patience) -> Result<Vec<(Arc<Route>, KeyRange)>, Status> {
+        self.persist(patience, || self.router.pieces(range, patience.deadline)).await
+    }
+
+    /// The region of `key`, an internal key.
+    ///
+    /// # Errors
+    /// It is not known, and placement did not say in time.
+    pub async fn find(&self, key: &[u8], patience: Patience) -> Result<Arc<Route>, Status> {
+        self.persist(patience, || self.router.find(key, patience.deadline)).await
+    }
+
+    /// Asks for routes until they are known or the time is up.
+    async fn persist<T, F>(&self, patience: Patience, question: impl Fn() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, NoRoute>>,
+    {
+        let mut attempt = 2;
+        loop {
+            match question().await {
+                Ok(routes) => return Ok(routes),
+                Err(why) if patience.is_over() => {
+                    tracing::debug!(%why, "no route");
+                    return Err(no_leader(patience).into());
+                }
+                Err(why) => {
+                    tracing::debug!(%why, "no route yet");
+                    let until = patience.deadline.min(Instant::now() + retry::pause(attempt));
+                    tokio::time::sleep_until(until).await;
+                    attempt += 1;
+                }
+            }
+        }
+    }
+
+    fn choose(&self, route: &Route, attempts: &Attempts, any_replica: bool) -> StoreId {
+        if any_replica && attempts.wrong == 0 {
+            let local =
+                route.peers.iter().map(|peer| StoreId(peer.store_id)).find(|store| self.stores.is_local(*store));
+            if let Some(local) = local {
+                return local;
+            }
+        }
+        let hint = route.leader().filter(|_| !any_replica || attempts.wrong == 0);
+        hint.unwrap_or_else(|| next_peer(&route.peers, attempts.wrong, any_replica))
+    }
+
+    async fn attempt<C>(
+        &self,
+        route: &Route,
+        store: StoreId,
+        ask: &Ask<'_, C>,
+        patience: Patience,
+    ) -> Result<region_response::Result, NoAnswer> {
+        let request = RegionRequest {
+            region_id: route.region.0,
+            epoch: Some(route.epoch),
+            timeout_ms: patience.left_ms(),
+            op: Some(ask.op.clone()),
+        };
+        let unknown = || region_response::Result::Refusal(Refusal::default());
+        match self.stores.call(store, request) {
+            // Nobody knows where that store is. Placement does, or it knows a newer region.
+            None => Ok(region_response::Result::Refusal(Refusal {
+                reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})),
+            })),
+            Some(answer) => match timeout_at(patience.deadline, answer).await {
+                Ok(answer) => Ok(answer.result.unwrap_or_else(unknown)),
+                Err(_) => Err(NoAnswer::Failed(error::TIMEOUT.into())),
+            },
+        }
+    }
+
+    fn take_in(&self, lesson: Lesson, route: &Route, store: StoreId, attempts: &mut Attempts) {
+        match lesson {
+            Lesson::Nothing => {}
+            Lesson::Leader(leader) => route.follow(leader),
+            Lesson::NotThisStore => {
+                route.forget_leader(store);
+                attempts.wrong += 1;
+            }
+            Lesson::Regions(regions) => self.router.learn(regions),
+        }
+    }
+
+    async fn refresh(&self, key: &[u8], patience: Patience) {
+        let until = patience.deadline.min(Instant::now() + REFRESH_PATIENCE);
+        if let Err(why) = self.router.refresh(key, until).await {
+            tracing::debug!(%why, "no newer route");
+        }
+    }
+}
+
+/// The replica to ask when nobody is said to lead and `wrong` others have been asked.
+fn next_peer(peers: &[Peer], wrong: usize, learners: bool) -> StoreId {
+    let mut candidates = peers.iter().filter(|peer| learners || !peer.learner);
+    let count = candidates.clone().count().max(1);
+    candidates.nth(wrong % count).map_or(StoreId::INVALID, |peer| StoreId(peer.store_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_take_turns_and_learners_only_answer_stale_reads() {
+        let peer = |store_id, learner| Peer { id: store_id, store_id, learner };
+        let peers = [peer(1, false), peer(2, true), peer(3, false)];
+        let turns = |learners| (0..5).map(|wrong| next_peer(&peers, wrong, learners).0).collect::<Vec<_>>();
+        assert_eq!(turns(false), [1, 3, 1, 3, 1]);
+        assert_eq!(turns(true), [1, 2, 3, 1, 2]);
+        assert_eq!(next_peer(&[], 3, true), StoreId::INVALID);
+    }
+}

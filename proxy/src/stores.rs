@@ -1,0 +1,81 @@
+//! The stores of the cluster as this proxy reaches them: those of its own process directly, the others over one
+//! connection each.
+
+pub mod outbox;
+pub mod remote;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use braid_proto::id::{ClusterId, StoreId};
+use braid_proto::pb::{NotLeader, Refusal, RegionRequest, RegionResponse, Store, Unknown, refusal, region_response};
+use braid_proto::service::{BoxFuture, RegionService};
+use parking_lot::RwLock;
+
+use crate::retry::CONNECTION_LOST;
+use remote::Remote;
+
+/// Every store that this proxy can reach.
+pub struct Stores {
+    cluster_id: ClusterId,
+    local: HashMap<StoreId, Arc<dyn RegionService>>,
+    remote: RwLock<HashMap<StoreId, Arc<Remote>>>,
+}
+
+impl Stores {
+    /// The stores of this process; the others are learned from placement.
+    pub fn new(cluster_id: ClusterId, local: HashMap<StoreId, Arc<dyn RegionService>>) -> Self {
+        Self { cluster_id, local, remote: RwLock::default() }
+    }
+
+    /// Whether `store` lives in this process.
+    pub fn is_local(&self, store: StoreId) -> bool {
+        self.local.contains_key(&store)
+    }
+
+    /// Sends a request to `store`. `None`: nobody knows where that is.
+    pub fn call(&self, store: StoreId, request: RegionRequest) -> Option<BoxFuture<RegionResponse>> {
+        if let Some(local) = self.local.get(&store) {
+            return Some(local.call(request));
+        }
+        self.remote.read().get(&store).map(|remote| remote.call(request))
+    }
+
+    /// Learns where stores are. A store that has moved gets a new connection. Stores that are gone from the list of
+    /// placement are kept: the list of another answer may be newer.
+    pub fn learn(&self, stores: &[Store]) {
+        let is_news = |remotes: &HashMap<StoreId, Arc<Remote>>, store: &Store| {
+            let id = StoreId(store.id);
+            !self.is_local(id) && remotes.get(&id).is_none_or(|known| known.address() != store.peer_addr)
+        };
+        let remotes = self.remote.read();
+        let news: Vec<&Store> = stores.iter().filter(|store| is_news(&remotes, store)).collect();
+        drop(remotes);
+        if news.is_empty() {
+            return;
+        }
+        let mut remotes = self.remote.write();
+        for store in news {
+            if is_news(&remotes, store) {
+                let id = StoreId(store.id);
+                let remote = Arc::new(Remote::new(self.cluster_id, id, store.peer_addr.clone()));
+                tracing::debug!(store = %id, address = store.peer_addr, "learned where a store is");
+                remotes.insert(id, remote);
+            }
+        }
+    }
+}
+
+/// The request never left this process: it certainly did not happen, and this store is not the one to ask.
+fn not_sent() -> RegionResponse {
+    refusal_of(refusal::Reason::NotLeader(NotLeader { leader: None }))
+}
+
+/// The request left this process and its answer will not come.
+fn lost() -> RegionResponse {
+    refusal_of(refusal::Reason::Unknown(Unknown { why: CONNECTION_LOST.to_owned() }))
+}
+
+fn refusal_of(reason: refusal::Reason) -> RegionResponse {
+    RegionResponse { result: Some(region_response::Result::Refusal(Refusal { reason: Some(reason) })) }
+}
