@@ -233,6 +233,13 @@ pub type Transferred = Box<dyn FnOnce(Result<(), String>) + Send + 'static>;
 impl fmt::Debug for PeerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let view = self.0.view.load();
-        write!(f, "r{} p{} t{}{}", self.0.region_id, self.0.peer.id, view.term, if view.leading { " leader" } else { "" })
+        write!(
+            f,
+            "r{} p{} t{}{}",
+            self.0.region_id,
+            self.0.peer.id,
+            view.term,
+            if view.leading { " leader" } else { "" }
+        )
     }
 }

@@ -230,7 +230,9 @@ impl Host {
         let mut table = self.core.table.lock();
         let mut new: Vec<Region> = Vec::new();
         for region in regions {
-            if table.get(region.id).is_some() || new.iter().any(|other| other.id == region.id) {
+            // A raft snapshot may have been faster than whoever tells all hosts to create it.
+            let known = table.get(region.id).is_some() || table.is_reserved(region.id);
+            if known || new.iter().any(|other| other.id == region.id) {
                 continue;
             }
             let other = table.overlapping(&region.range(), region.id);

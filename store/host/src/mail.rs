@@ -111,20 +111,55 @@ pub(crate) enum Origin {
 pub(crate) enum Note {
     Create(Box<Birth>),
     /// The apply thread applied up to `index`.
-    Applied { region: u64, peer: u64, index: u64, bytes: usize, truncated: Option<(u64, u64)>, split: bool },
+    Applied {
+        region: u64,
+        peer: u64,
+        index: u64,
+        bytes: usize,
+        truncated: Option<(u64, u64)>,
+        split: bool,
+    },
     /// An installed snapshot's data is complete.
-    Installed { region: u64, peer: u64, machine: Arc<dyn RegionMachine>, apply: ApplyState },
+    Installed {
+        region: u64,
+        peer: u64,
+        machine: Arc<dyn RegionMachine>,
+        apply: ApplyState,
+    },
     /// A snapshot for a follower is ready, or could not be made.
-    Generated { region: u64, peer: u64, to: u64, result: Result<(Box<Snapshot>, SnapshotFiles), String> },
+    Generated {
+        region: u64,
+        peer: u64,
+        to: u64,
+        result: Result<(Box<Snapshot>, SnapshotFiles), String>,
+    },
     /// A snapshot was sent, or not.
-    Sent { region: u64, peer: u64, to: u64, ok: bool },
+    Sent {
+        region: u64,
+        peer: u64,
+        to: u64,
+        ok: bool,
+    },
     /// A frame with messages for this peer was not taken by the transport.
-    Unreachable { region: u64, peer: u64, to: u64 },
+    Unreachable {
+        region: u64,
+        peer: u64,
+        to: u64,
+    },
     /// A proposal of this term was refused for want of room.
-    GiveUp { region: u64, term: u64 },
+    GiveUp {
+        region: u64,
+        term: u64,
+    },
     /// Data up to here is durable without the log, which may go.
-    Compact { region: u64, peer: u64, index: u64 },
+    Compact {
+        region: u64,
+        peer: u64,
+        index: u64,
+    },
     /// Old entries of these regions pin log files.
-    ForceCompact { region: u64 },
+    ForceCompact {
+        region: u64,
+    },
     Stop,
 }

@@ -199,7 +199,7 @@ impl Peer {
 
     /// Whether raft has something to do that `collect` would take.
     pub fn is_busy(&self) -> bool {
-        self.raw.has_ready() || self.proposals.is_waiting()
+        self.raw.has_ready()
     }
 
     fn leads(&self, term: u64) -> bool {
@@ -315,6 +315,7 @@ impl Peer {
                 return;
             }
             self.raw.tick();
+            self.retry();
             return;
         }
         if !self.guard.may_campaign(now.0) {
@@ -424,7 +425,8 @@ impl Peer {
             let (old, last) = (self.raw.store().truncated(), self.raw.store().last());
             self.raw.mut_store().truncate(index, term);
             if index > old && last > old {
-                self.log_bytes = (u128::from(self.log_bytes) * u128::from(last - index) / u128::from(last - old)) as u64;
+                self.log_bytes =
+                    (u128::from(self.log_bytes) * u128::from(last - index) / u128::from(last - old)) as u64;
             }
         }
         if split {

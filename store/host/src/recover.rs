@@ -187,7 +187,9 @@ impl Recovery<'_> {
         let known: Vec<u64> = regions.iter().map(|(region, _)| region.id).collect();
         for id in self.log.regions() {
             if !known.contains(&id) && self.log.span(id).is_some() {
-                return Err(self.damaged(format!("the log holds entries of r{id}, of which the kv folder knows nothing")));
+                return Err(
+                    self.damaged(format!("the log holds entries of r{id}, of which the kv folder knows nothing"))
+                );
             }
         }
         Ok(regions)

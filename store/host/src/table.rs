@@ -34,7 +34,8 @@ impl RegionTable {
 
     /// The peer whose region holds `key`.
     pub fn at(&self, key: &[u8]) -> Option<&PeerHandle> {
-        let (_, id) = self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let (_, id) =
+            self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
         let slot = &self.regions[id];
         slot.region.range().contains(key).then_some(&slot.handle)
     }
@@ -49,7 +50,8 @@ impl RegionTable {
         // Regions do not overlap each other, so only the last one that starts before `range` and those inside count.
         let before = self.by_start.range::<Bytes, _>(..=&range.start).next_back();
         let inside = self.by_start.range::<Bytes, _>(&range.start..);
-        let held = before.into_iter().chain(inside.take_while(|(start, _)| range.end.is_empty() || **start < range.end));
+        let held =
+            before.into_iter().chain(inside.take_while(|(start, _)| range.end.is_empty() || **start < range.end));
         let mut held = held.map(|(_, id)| *id);
         held.find(|id| *id != except && self.regions[id].region.range().overlaps(range)).or_else(|| {
             let mut reserved = self.reserved.iter();
@@ -76,6 +78,11 @@ impl RegionTable {
         }
         self.reserved.insert(region, range);
         true
+    }
+
+    /// Whether a raft snapshot of `region` is on its way in.
+    pub fn is_reserved(&self, region: u64) -> bool {
+        self.reserved.contains_key(&region)
     }
 
     /// Ends a reservation.
@@ -120,14 +127,10 @@ mod tests {
     fn keys_find_their_region() {
         let table = table();
         let at = |key: &str| table.at(key.as_bytes()).map(|handle| handle.region().id);
-        assert_eq!([at("a"), at("b"), at("dz"), at("f"), at("k"), at("zz")], [
-            None,
-            Some(1),
-            Some(2),
-            None,
-            Some(3),
-            Some(3)
-        ]);
+        assert_eq!(
+            [at("a"), at("b"), at("dz"), at("f"), at("k"), at("zz")],
+            [None, Some(1), Some(2), None, Some(3), Some(3)]
+        );
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! Whole hosts in one process: real logs, real databases, a network that can be cut.
 
 mod basics;
+mod chaos;
 mod cluster;
+mod folders;
 mod kv;
+mod leases;
 mod net;
 mod snapshots;
+mod splits;

@@ -19,11 +19,11 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::apply::ApplyTask;
 use crate::error::fatal;
-use crate::host::Core;
-use crate::mail::{Birth, Letter, Mail, Note, Origin, SnapshotDir};
 use crate::guard::VoteGuard;
 use crate::handle::PeerHandle;
+use crate::host::Core;
 use crate::log::LogOp;
+use crate::mail::{Birth, Letter, Mail, Note, Origin, SnapshotDir};
 use crate::meta::RaftState;
 use crate::peer::{Effects, Peer};
 use crate::snapshot::{HelperTask, Permit};
@@ -75,7 +75,8 @@ impl Worker {
     pub fn run(mut self) {
         let mut next_tick = Instant::now();
         while !self.stopping {
-            self.wait(next_tick);
+            // Work that is left over, after the most rounds in a row, only lets mail in.
+            self.wait(if self.dirty.is_empty() { next_tick } else { Instant::now() });
             self.drain();
             let now = Instant::now();
             if now >= next_tick {
@@ -178,14 +179,17 @@ impl Worker {
         }
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.peer_id() == letter.to.id) else { return };
         metrics::counter!("braid_raft_snapshots_received_total").increment(1);
-        if !self.core.table.lock().reserve(id, region.range()) {
-            tracing::info!(region = id, "raft snapshot refused: another region of this host holds some of its range");
-            return;
+        {
+            let mut table = self.core.table.lock();
+            // In the table, but this peer is none yet: it is about to be replaced by the one that was created.
+            let created = !peer.is_initialised() && table.get(id).is_some();
+            if created || peer.is_installing() || !table.reserve(id, region.range()) {
+                tracing::info!(region = id, "raft snapshot refused: its range, or the region, is taken at the moment");
+                return;
+            }
         }
         self.dirty.insert(id);
-        if !peer.step_snapshot(letter.from, incarnation, letter.message, manifest, dir, now, &self.core.env)
-            && !peer.is_installing()
-        {
+        if !peer.step_snapshot(letter.from, incarnation, letter.message, manifest, dir, now, &self.core.env) {
             self.core.table.lock().release(id);
         }
     }

@@ -5,8 +5,8 @@ use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Env, Peer, admin_entry};
-use crate::handle::Transferred;
 use crate::gc::{Span, compact_index};
+use crate::handle::Transferred;
 use crate::mail::Command;
 use crate::meta::{Admin, Compact, Split};
 use crate::split::{SplitSpec, halves};
@@ -45,7 +45,11 @@ impl Peer {
     /// Campaigns, unless somebody may hold a promise of this store.
     pub fn campaign(&mut self, now: Now, env: &Env) {
         let promised = |host, incarnation| env.support.promised(host, incarnation, now);
-        if self.installing || self.raw.raft.state != StateRole::Follower || self.guard.bound(promised) || !(self.guard.may_campaign(now.0) || self.is_sole_voter()) {
+        if self.installing
+            || self.raw.raft.state != StateRole::Follower
+            || self.guard.bound(promised)
+            || !(self.guard.may_campaign(now.0) || self.is_sole_voter())
+        {
             return;
         }
         if let Err(error) = self.raw.campaign() {
@@ -97,8 +101,7 @@ impl Peer {
     fn propose_split(&mut self, term: u64, spec: SplitSpec, done: Done, now: Now) {
         let region = self.handle.region();
         let version = region.region_epoch().version;
-        let split =
-            Split { key: spec.key, child_id: spec.child_id.0, child_peer_ids: spec.child_peer_ids, version };
+        let split = Split { key: spec.key, child_id: spec.child_id.0, child_peer_ids: spec.child_peer_ids, version };
         let refusal = if !self.leads(term) || !self.settled() {
             Some("this peer does not lead, or has not applied its first entry".to_owned())
         } else if self.splitting || self.proposals.is_waiting() {

@@ -80,6 +80,7 @@ impl Peer {
         for state in ready.take_read_states() {
             self.reads.answered(&state.request_ctx, state.index);
         }
+        self.reads.applied(self.handle.applied_index());
         let messages = ready.take_messages();
         self.send(messages, now, effects);
         let region = self.region_id();

@@ -21,7 +21,7 @@ fn three_hosts_elect_a_leader_and_replicate() {
         assert_eq!(follower.leader(), Some(handle.peer()));
         assert_eq!(propose(&follower, term, "x", "y").recv().unwrap(), Outcome::Dropped);
     }
-    assert_eq!(propose(&handle, term.clone(), "x", "y").recv().unwrap(), Outcome::Applied);
+    assert_eq!(propose(&handle, term, "x", "y").recv().unwrap(), Outcome::Applied);
 }
 
 #[test]
@@ -78,8 +78,7 @@ fn a_host_that_was_away_catches_up_by_log() {
 fn many_regions_live_side_by_side() {
     let cluster = Cluster::new(3);
     let keys = ["", "b", "d", "f", "h", "j", "l", "n", ""];
-    let regions: Vec<_> =
-        keys.windows(2).zip(1..).map(|(ends, id)| region(id, ends[0], ends[1], &[1, 2, 3])).collect();
+    let regions: Vec<_> = keys.windows(2).zip(1..).map(|(ends, id)| region(id, ends[0], ends[1], &[1, 2, 3])).collect();
     cluster.create(&regions);
     for (region, key) in (1..=8).zip(["a", "b", "e", "g", "i", "k", "m", "z"]) {
         cluster.put(region, key, "v");

@@ -19,7 +19,6 @@ pub struct Kv {
 
 pub struct KvRegion {
     db: Arc<DB>,
-    pub handle: PeerHandle,
     pub events: Mutex<Vec<Event>>,
     /// Held by a test to keep the apply thread from going on.
     pub gate: Mutex<()>,
@@ -39,7 +38,7 @@ impl StateMachine for Kv {
 
     fn open_region(&self, db: Arc<DB>, handle: PeerHandle) -> Arc<dyn RegionMachine> {
         let id = handle.region().id;
-        let region = Arc::new(KvRegion { db, handle, events: Mutex::default(), gate: Mutex::default() });
+        let region = Arc::new(KvRegion { db, events: Mutex::default(), gate: Mutex::default() });
         self.regions.insert(id, Arc::clone(&region));
         region
     }

@@ -45,6 +45,16 @@ impl Net {
         }
     }
 
+    /// `host` hears nobody.
+    pub fn cut_to(&self, host: u64) {
+        self.cut.lock().extend((1..10).map(|other| (other, host)));
+    }
+
+    /// Nobody hears `host`.
+    pub fn cut_from(&self, host: u64) {
+        self.cut.lock().extend((1..10).map(|other| (host, other)));
+    }
+
     pub fn heal(&self) {
         self.cut.lock().clear();
         *self.filter.write() = None;
