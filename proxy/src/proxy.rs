@@ -83,6 +83,11 @@ impl Proxy {
         }
     }
 
+    /// The HTTP side alone (`/health`, `/version`, `/metrics`, ...), for ports that serve no clients.
+    pub fn pages(&self) -> Router {
+        http::add_to(Router::new(), Arc::clone(&self.shared)).with_state(())
+    }
+
     /// Requests under way.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.count()

@@ -172,6 +172,12 @@ impl Store {
         self.host.used_bytes()
     }
 
+    /// Asks for [`Store::used_bytes`] without keeping the store open; 0 once it has stopped.
+    pub fn used_bytes_probe(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let host = Arc::downgrade(&self.host);
+        move || host.upgrade().map_or(0, |host| host.used_bytes())
+    }
+
     /// Stops: leaders handed over, no more heartbeats, logs and data written, threads joined.
     pub async fn shutdown(self) {
         self.orders.hand_over_all(HAND_OVER).await;
