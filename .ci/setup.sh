@@ -1,0 +1,81 @@
+#!/bin/sh
+# Makes sure that what the build and the tests need is there: cargo of the right age, packages, the RocksDB archive.
+# As root on Debian it installs what is missing; otherwise it says what to run, and fails.
+#
+#   .ci/setup.sh            do it
+#   .ci/setup.sh --dry-run  only say what is missing
+set -eu
+cd "$(dirname "$0")/.."
+
+dry_run=
+[ "${1:-}" != --dry-run ] || dry_run=yes
+: "${CARGO:=cargo}"
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+have() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# Whether one of the files exists.
+any_file() {
+    for file in "$@"; do
+        [ ! -e "$file" ] || return 0
+    done
+    return 1
+}
+
+# ---- cargo
+
+have "$CARGO" || fail "cargo is missing; install Rust from https://rustup.rs"
+needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+found=$("$CARGO" --version | cut -d' ' -f2)
+oldest=$(printf '%s\n%s\n' "$needed" "$found" | sort -V | head -n1)
+[ "$oldest" = "$needed" ] || fail "cargo is $found, braid needs $needed or newer; run: rustup update stable"
+
+for component in fmt clippy; do
+    if ! "$CARGO" "$component" --version >/dev/null 2>&1; then
+        name=$component
+        [ "$component" != fmt ] || name=rustfmt
+        have rustup || fail "cargo $component is missing; install the component $name of your Rust"
+        if [ -n "$dry_run" ]; then
+            echo "setup: would run: rustup component add $name"
+        else
+            rustup component add "$name"
+        fi
+    fi
+done
+
+# ---- packages
+
+missing=
+have g++ || missing="$missing g++"
+# bindgen loads libclang while it builds RocksDB's bindings, and needs clang's own C headers.
+[ -n "${LIBCLANG_PATH:-}" ] || any_file /usr/lib/*/libclang-*.so* /usr/lib/llvm-*/lib/libclang*.so* \
+    || missing="$missing libclang1-14"
+[ -n "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] || any_file /usr/lib/llvm-*/lib/clang/*/include/stdbool.h \
+    || missing="$missing libclang-common-14-dev"
+# The unchanged client that the tour and the tests drive braid with.
+[ -n "${ETCDCTL:-}" ] || have etcdctl || missing="$missing etcd-client"
+
+if [ -n "$missing" ]; then
+    install="apt-get install -y --no-install-recommends$missing"
+    if [ -n "$dry_run" ]; then
+        echo "setup: would run: $install"
+    elif ! have apt-get; then
+        fail "these Debian packages, or what your system calls them, are missing:$missing"
+    elif [ "$(id -u)" != 0 ]; then
+        fail "packages are missing; run: sudo apt-get update && sudo $install"
+    else
+        export DEBIAN_FRONTEND=noninteractive
+        # shellcheck disable=SC2086 # a list of words
+        $install || { apt-get update && $install; } || fail "cannot install:$missing"
+    fi
+fi
+
+# ---- RocksDB
+
+exec .ci/rocksdb.sh ${dry_run:+--dry-run}
