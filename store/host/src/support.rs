@@ -125,7 +125,7 @@ impl SupportCell {
                 until: Now(self.until.load(Ordering::Relaxed)),
             };
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
                 return held;
             }
             std::hint::spin_loop();
