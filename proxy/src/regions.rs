@@ -1,7 +1,8 @@
 //! One request to one region, tried until it is answered, must not be tried again, or its time is up.
 //!
 //! 1. Find the region of the request's first key. If the request reaches beyond it, say so.
-//! 2. Ask the store that is said to lead; without a hint, one replica after the other.
+//! 2. Ask the store that is said to lead; without a hint, one replica after the other. A store that could not be reached
+//!    is passed over for a round, whatever the other replicas say of it.
 //! 3. An answer ends it. A refusal goes through [`crate::retry`].
 //!
 //! The request is kept for the next attempt, so each attempt sends a copy: keys and values are shared, not copied.
@@ -60,8 +61,10 @@ pub enum NoAnswer {
 #[derive(Default)]
 struct Attempts {
     count: u32,
-    /// Replicas that turned out to be the wrong ones to ask.
-    wrong: usize,
+    /// How often another replica had to be chosen.
+    turns: usize,
+    /// The store that did not lead or could not be reached last time, for one round.
+    shunned: Option<StoreId>,
 }
 
 impl Regions {
@@ -158,15 +161,16 @@ impl Regions {
     }
 
     fn choose(&self, route: &Route, attempts: &Attempts, any_replica: bool) -> StoreId {
-        if any_replica && attempts.wrong == 0 {
+        if any_replica && attempts.turns == 0 {
             let local =
                 route.peers.iter().map(|peer| StoreId(peer.store_id)).find(|store| self.stores.is_local(*store));
             if let Some(local) = local {
                 return local;
             }
         }
-        let hint = route.leader().filter(|_| !any_replica || attempts.wrong == 0);
-        hint.unwrap_or_else(|| next_peer(&route.peers, attempts.wrong, any_replica))
+        let usable = |hint: &StoreId| attempts.shunned != Some(*hint) && (!any_replica || attempts.turns == 0);
+        let hint = route.leader().filter(usable);
+        hint.unwrap_or_else(|| next_peer(&route.peers, attempts, any_replica))
     }
 
     async fn attempt<C>(
@@ -198,10 +202,12 @@ impl Regions {
     fn take_in(&self, lesson: Lesson, route: &Route, store: StoreId, attempts: &mut Attempts) {
         match lesson {
             Lesson::Nothing => {}
+            Lesson::Leader(leader) if attempts.shunned == Some(leader) => attempts.turn(&route.peers),
             Lesson::Leader(leader) => route.follow(leader),
             Lesson::NotThisStore => {
                 route.forget_leader(store);
-                attempts.wrong += 1;
+                attempts.shunned = Some(store);
+                attempts.turn(&route.peers);
             }
             Lesson::Regions(regions) => self.router.learn(regions),
         }
@@ -215,24 +221,54 @@ impl Regions {
     }
 }
 
-/// The replica to ask when nobody is said to lead and `wrong` others have been asked.
-fn next_peer(peers: &[Peer], wrong: usize, learners: bool) -> StoreId {
-    let mut candidates = peers.iter().filter(|peer| learners || !peer.learner);
+impl Attempts {
+    /// Another replica's turn. After a round of them the shunned one may be asked again.
+    fn turn(&mut self, peers: &[Peer]) {
+        self.turns += 1;
+        if self.turns.is_multiple_of(peers.len().max(1)) {
+            self.shunned = None;
+        }
+    }
+}
+
+/// The replica whose turn it is when nobody is said to lead.
+fn next_peer(peers: &[Peer], attempts: &Attempts, learners: bool) -> StoreId {
+    let shunned = |store: u64| peers.len() > 1 && attempts.shunned == Some(StoreId(store));
+    let mut candidates = peers.iter().filter(|peer| (learners || !peer.learner) && !shunned(peer.store_id));
     let count = candidates.clone().count().max(1);
-    candidates.nth(wrong % count).map_or(StoreId::INVALID, |peer| StoreId(peer.store_id))
+    candidates.nth(attempts.turns % count).map_or(StoreId::INVALID, |peer| StoreId(peer.store_id))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn peer(store_id: u64, learner: bool) -> Peer {
+        Peer { id: store_id, store_id, learner }
+    }
+
     #[test]
     fn replicas_take_turns_and_learners_only_answer_stale_reads() {
-        let peer = |store_id, learner| Peer { id: store_id, store_id, learner };
         let peers = [peer(1, false), peer(2, true), peer(3, false)];
-        let turns = |learners| (0..5).map(|wrong| next_peer(&peers, wrong, learners).0).collect::<Vec<_>>();
+        let next = |turns, learners| next_peer(&peers, &Attempts { turns, ..Default::default() }, learners).0;
+        let turns = |learners| (0..5).map(|turn| next(turn, learners)).collect::<Vec<_>>();
         assert_eq!(turns(false), [1, 3, 1, 3, 1]);
         assert_eq!(turns(true), [1, 2, 3, 1, 2]);
-        assert_eq!(next_peer(&[], 3, true), StoreId::INVALID);
+        assert_eq!(next_peer(&[], &Attempts::default(), true), StoreId::INVALID);
+    }
+
+    #[test]
+    fn a_shunned_store_comes_back_after_a_round() {
+        let peers = [peer(1, false), peer(2, false), peer(3, false)];
+        let mut attempts = Attempts { shunned: Some(StoreId(2)), ..Default::default() };
+        let mut asked = Vec::new();
+        for _ in 0..6 {
+            attempts.turn(&peers);
+            asked.push(next_peer(&peers, &attempts, false).0);
+        }
+        assert!(!asked[..2].contains(&2), "{asked:?}");
+        assert!(asked[2..].contains(&2), "{asked:?}");
+        let alone = Attempts { shunned: Some(StoreId(1)), ..Default::default() };
+        assert_eq!(next_peer(&peers[..1], &alone, false), StoreId(1));
     }
 }
