@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The placement driver: assigns regions to stores and numbers revisions. One raft group of 1, 3 or 5 members.
+//!
+//! ```text
+//!  pure                                          shell
+//!  sequencer   numbers, windows, handover   ◄──  office    lease, window proposals, NumberService
+//!  state       what all members agree on    ◄──  machine   the host's state machine, propose and learn the result
+//!  bootstrap   the first regions            ◄──  leader    what the leader does for a young cluster
+//!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin
+//!  presence    who is alive                 ◄──
+//! ```
+//!
+//! Regions, stores' state and proxies are the leader's memory, learned again from heartbeats after each election; only
+//! what nobody else could tell is replicated. Deliberately absent: moving replicas (there are no schedulers yet).
+
+pub mod bootstrap;
+mod leader;
+pub mod machine;
+mod office;
+mod placement;
+pub mod presence;
+pub mod regions;
+pub mod sequencer;
+mod service;
+pub mod state;
+
+pub use placement::{MemberConfig, Placement, PlacementConfig, PlacementError};
+pub use service::{AdminService, PlacementService, SequencerService};

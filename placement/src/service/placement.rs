@@ -1,0 +1,203 @@
+//! What stores and proxies tell placement, and what they learn from it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use braid_proto::id::{ClusterId, StoreId, Term};
+use braid_proto::pb::placement_command::Op;
+use braid_proto::pb::placement_server::Placement;
+use braid_proto::pb::{
+    AdmitStore, PlacementHeader, ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, RegisterStoreRequest,
+    RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest,
+    StoreHeartbeatResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::leader::Shared;
+use crate::machine::ProposeError;
+use crate::state::Applied;
+
+/// Routes that one answer holds at most.
+const ROUTES_MAX: usize = 1_024;
+
+/// See the module's page.
+pub struct PlacementService {
+    shared: Arc<Shared>,
+}
+
+impl PlacementService {
+    /// A service on `shared`.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    async fn admit(&self, term: Term, request: &RegisterStoreRequest) -> Result<StoreId, RegisterFailure> {
+        let ours = self.shared.cluster_id;
+        if request.cluster_id != 0 && request.cluster_id != ours.0 {
+            return Err(RegisterFailure::Refused(format!(
+                "the store's folder belongs to cluster {}, this is cluster {ours}; point it at its own cluster's \
+                 placement, or give it an empty folder",
+                ClusterId(request.cluster_id)
+            )));
+        }
+        let admit = AdmitStore {
+            store_id: request.store_id,
+            name: request.name.clone(),
+            peer_addr: request.peer_addr.clone(),
+            labels: request.labels.clone(),
+            version: request.version.clone(),
+        };
+        if let Some(known) = self.shared.replica.read(|state| state.is_known(&admit)) {
+            return Ok(known);
+        }
+        match self.shared.replica.propose(term, Op::AdmitStore(admit)).await {
+            Ok(Applied::Store(id)) => Ok(id),
+            Ok(Applied::Refused(_)) => Err(RegisterFailure::Refused(format!(
+                "cluster {ours} has no store {}; give the store an empty folder so that it joins as a new one",
+                StoreId(request.store_id)
+            ))),
+            Ok(_) | Err(ProposeError::Unknown | ProposeError::Overloaded | ProposeError::NotLeader) => {
+                Err(RegisterFailure::Again)
+            }
+        }
+    }
+}
+
+enum RegisterFailure {
+    Refused(String),
+    Again,
+}
+
+fn try_again() -> Status {
+    Status::unavailable("placement's leadership is moving; try again")
+}
+
+#[tonic::async_trait]
+impl Placement for PlacementService {
+    async fn register_store(
+        &self,
+        request: Request<RegisterStoreRequest>,
+    ) -> Result<Response<RegisterStoreResponse>, Status> {
+        let request = request.into_inner();
+        let (header, term) = self.shared.header();
+        let Some(term) = term else {
+            return Ok(Response::new(RegisterStoreResponse { header: Some(header), ..Default::default() }));
+        };
+        let answer = match self.admit(term, &request).await {
+            Ok(id) => RegisterStoreResponse { header: Some(header), store_id: id.0, failed: String::new() },
+            Err(RegisterFailure::Refused(failed)) => {
+                RegisterStoreResponse { header: Some(header), store_id: 0, failed }
+            }
+            Err(RegisterFailure::Again) => return Err(try_again()),
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn store_heartbeat(
+        &self,
+        request: Request<StoreHeartbeatRequest>,
+    ) -> Result<Response<StoreHeartbeatResponse>, Status> {
+        let beat = request.into_inner();
+        let (header, term) = self.shared.header();
+        let mut answer = StoreHeartbeatResponse { header: Some(header), ..Default::default() };
+        if term.is_none() {
+            return Ok(Response::new(answer));
+        }
+        let id = StoreId(beat.store_id);
+        let known = self.shared.replica.read(|state| state.store(id).is_some());
+        if beat.cluster_id != self.shared.cluster_id.0 || !known {
+            answer.failed = format!("cluster {} has no store {id}", self.shared.cluster_id);
+            return Ok(Response::new(answer));
+        }
+        answer.want_full = self.shared.presence.lock().store(&beat, Instant::now());
+        let mut regions = self.shared.regions.write();
+        for report in beat.leaders {
+            regions.take(report);
+        }
+        drop(regions);
+        answer.stores = self.shared.stores();
+        Ok(Response::new(answer))
+    }
+
+    async fn proxy_heartbeat(
+        &self,
+        request: Request<ProxyHeartbeatRequest>,
+    ) -> Result<Response<ProxyHeartbeatResponse>, Status> {
+        let beat = request.into_inner();
+        let (header, term) = self.shared.header();
+        let mut answer = ProxyHeartbeatResponse { header: Some(header), ..Default::default() };
+        let Some(term) = term else { return Ok(Response::new(answer)) };
+        if beat.cluster_id != 0 && beat.cluster_id != self.shared.cluster_id.0 {
+            let (theirs, ours) = (ClusterId(beat.cluster_id), self.shared.cluster_id);
+            return Err(Status::failed_precondition(format!("the proxy is of cluster {theirs}, this is {ours}")));
+        }
+        let member = ProxyMember {
+            member_id: beat.member_id,
+            name: beat.name,
+            client_urls: beat.client_urls,
+            peer_urls: beat.peer_urls,
+        };
+        let now = Instant::now();
+        let mut presence = self.shared.presence.lock();
+        presence.proxy(member, now);
+        answer.members = presence.proxies(now);
+        drop(presence);
+        answer.leader_member = self.shared.member;
+        answer.raft_term = term.0;
+        answer.raft_index = self.shared.replica.handle().map_or(0, |handle| handle.applied_index());
+        Ok(Response::new(answer))
+    }
+
+    async fn get_routes(&self, request: Request<RouteRequest>) -> Result<Response<RouteResponse>, Status> {
+        let request = request.into_inner();
+        let (header, term) = self.shared.header();
+        let mut answer = RouteResponse { header: Some(header), ..Default::default() };
+        if term.is_none() {
+            return Ok(Response::new(answer));
+        }
+        let limit = (request.limit.max(1) as usize).min(ROUTES_MAX);
+        answer.routes = self.shared.regions.read().routes(&request.key, limit);
+        answer.stores = self.shared.stores();
+        answer.not_ready = self.shared.waiting_for();
+        Ok(Response::new(answer))
+    }
+
+    async fn get_status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(status(&self.shared)))
+    }
+}
+
+/// State of placement as its leader sees it.
+pub fn status(shared: &Shared) -> StatusResponse {
+    let (header, term) = shared.header();
+    let Some(term) = term else {
+        return StatusResponse { header: Some(header), ..Default::default() };
+    };
+    let sequencer = shared.office.status();
+    let waiting_for = match &sequencer.behind {
+        Some(why) => why.clone(),
+        None => shared.waiting_for(),
+    };
+    answer_status(header, term, shared, &sequencer, waiting_for)
+}
+
+fn answer_status(
+    header: PlacementHeader,
+    term: Term,
+    shared: &Shared,
+    sequencer: &crate::sequencer::SequencerStatus,
+    waiting_for: String,
+) -> StatusResponse {
+    StatusResponse {
+        header: Some(header),
+        bootstrapped: shared.replica.read(crate::state::State::regions_started),
+        leader_member: shared.member,
+        term: term.0,
+        applied_index: shared.replica.handle().map_or(0, |handle| handle.applied_index()),
+        revision: sequencer.revision.0,
+        window_end: sequencer.window_end.0,
+        sequencer_epoch: sequencer.epoch.0,
+        compacted: shared.replica.read(|state| state.marks().compacted.0),
+        waiting_for,
+    }
+}

@@ -1,0 +1,231 @@
+//! Placement's replicated state as a value: what every member agrees on, entry by entry.
+//!
+//! `apply` is the whole state machine: deterministic, without clock or I/O. It answers what the proposer wants to know
+//! and names the rows that changed, so that the shell writes only those.
+//!
+//! What is here: the cluster's identity, its stores, the one counter of ids, the regions it began with, the sequencer's
+//! window, and what travels with every bound. What is not: where regions are now (their own raft groups know, and report
+//! it), who is alive, and proxies. All of that is the leader's memory.
+
+use std::collections::BTreeMap;
+
+use braid_proto::id::{ClusterId, Revision, SequencerEpoch, StoreId};
+use braid_proto::pb::placement_command::Op;
+use braid_proto::pb::{AdmitStore, CloseWindow, FirstRegions, OpenWindow, Region, Store};
+
+use crate::sequencer::{LastAnswer, Marks, WindowRecord};
+
+pub mod rows;
+#[cfg(test)]
+mod tests;
+
+use rows::Row;
+
+/// Version of the format of all rows and entries. A member that finds a newer one does not start.
+pub const FORMAT: u32 = 1;
+/// Ids that one entry may take: the first regions of a large cluster, with all their peers.
+pub const IDS_MAX: u64 = 1_000_000;
+
+/// A store as placement remembers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreRecord {
+    /// Id, address, labels, version.
+    pub store: Store,
+    /// The operator's name of the process.
+    pub name: String,
+    /// Placement once put a peer there: the id is spent if the store loses its folder, because other peers may count
+    /// on what the lost one had promised.
+    pub held_peers: bool,
+}
+
+/// What applying an entry came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Done, and there is nothing to say about it.
+    Done,
+    /// The store has this id.
+    Store(StoreId),
+    /// The ids from this one on are the proposer's.
+    Ids(u64),
+    /// It changed nothing; why.
+    Refused(String),
+}
+
+/// See the module's page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    cluster_id: ClusterId,
+    /// Lowest id never handed out. Only grows.
+    next_id: u64,
+    stores: BTreeMap<StoreId, StoreRecord>,
+    first_regions: BTreeMap<u64, Region>,
+    regions_started: bool,
+    window: WindowRecord,
+    marks: Marks,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            cluster_id: ClusterId::INVALID,
+            next_id: 1,
+            stores: BTreeMap::new(),
+            first_regions: BTreeMap::new(),
+            regions_started: false,
+            window: WindowRecord::default(),
+            marks: Marks::default(),
+        }
+    }
+}
+
+impl State {
+    /// The cluster; invalid before its first entry.
+    pub fn cluster_id(&self) -> ClusterId {
+        self.cluster_id
+    }
+
+    /// Every store that ever joined, by id.
+    pub fn stores(&self) -> impl Iterator<Item = &StoreRecord> {
+        self.stores.values()
+    }
+
+    /// One store.
+    pub fn store(&self, id: StoreId) -> Option<&StoreRecord> {
+        self.stores.get(&id)
+    }
+
+    /// The regions that the cluster began with, by id; none before it has begun.
+    pub fn first_regions(&self) -> impl ExactSizeIterator<Item = &Region> {
+        self.first_regions.values()
+    }
+
+    /// Whether each first region has had a leader.
+    pub fn regions_started(&self) -> bool {
+        self.regions_started
+    }
+
+    /// What is committed about numbering.
+    pub fn window(&self) -> &WindowRecord {
+        &self.window
+    }
+
+    /// What travels with every bound.
+    pub fn marks(&self) -> Marks {
+        self.marks
+    }
+
+    /// The store that would be answered to `admit` without changing anything: it is known exactly like that.
+    pub fn is_known(&self, admit: &AdmitStore) -> Option<StoreId> {
+        let record = self.identify(admit)?;
+        (*record == joined(admit, record.store.id, record.held_peers)).then_some(StoreId(record.store.id))
+    }
+
+    /// Applies one entry. The rows are those whose value is another now.
+    pub fn apply(&mut self, op: Op) -> (Applied, Vec<Row>) {
+        match op {
+            Op::FoundCluster(found) => self.found(ClusterId(found.cluster_id)),
+            Op::AdmitStore(admit) => self.admit_store(&admit),
+            Op::AllocateIds(allocate) => self.allocate_ids(allocate.count),
+            Op::FirstRegions(first) => self.begin_with(first),
+            Op::RegionsStarted(_) => {
+                self.regions_started = true;
+                (Applied::Done, vec![Row::Cluster])
+            }
+            Op::OpenWindow(open) => self.open_window(open),
+            Op::CloseWindow(close) => self.close_window(&close),
+        }
+    }
+
+    fn found(&mut self, cluster_id: ClusterId) -> (Applied, Vec<Row>) {
+        if self.cluster_id.is_valid() {
+            return refused(format!("this is cluster {} already", self.cluster_id));
+        }
+        self.cluster_id = cluster_id;
+        (Applied::Done, vec![Row::Cluster])
+    }
+
+    fn admit_store(&mut self, admit: &AdmitStore) -> (Applied, Vec<Row>) {
+        let known = self.identify(admit).map(|record| (StoreId(record.store.id), record.held_peers));
+        let (id, held_peers, mut rows) = match known {
+            Some((id, held_peers)) => (id, held_peers, vec![]),
+            None if admit.store_id != 0 => return refused(format!("no store {}", StoreId(admit.store_id))),
+            None => (StoreId(self.take_ids(1)), false, vec![Row::Cluster]),
+        };
+        self.stores.insert(id, joined(admit, id.0, held_peers));
+        rows.push(Row::Store(id));
+        (Applied::Store(id), rows)
+    }
+
+    /// The store that `admit` comes from. Without an id it is the one of the same name and address that never held a
+    /// peer: its answer was lost before it could write the id down.
+    fn identify(&self, admit: &AdmitStore) -> Option<&StoreRecord> {
+        if admit.store_id != 0 {
+            return self.stores.get(&StoreId(admit.store_id));
+        }
+        self.stores.values().find(|known| {
+            !known.held_peers && known.name == admit.name && known.store.peer_addr == admit.peer_addr
+        })
+    }
+
+    fn allocate_ids(&mut self, count: u64) -> (Applied, Vec<Row>) {
+        if !(1..=IDS_MAX).contains(&count) {
+            return refused(format!("{count} ids at once, 1 to {IDS_MAX} are given"));
+        }
+        (Applied::Ids(self.take_ids(count)), vec![Row::Cluster])
+    }
+
+    fn take_ids(&mut self, count: u64) -> u64 {
+        let first = self.next_id;
+        self.next_id += count;
+        first
+    }
+
+    fn begin_with(&mut self, first: FirstRegions) -> (Applied, Vec<Row>) {
+        if !self.first_regions.is_empty() {
+            return refused("the cluster has its first regions already".into());
+        }
+        let mut rows = Vec::new();
+        for region in first.regions {
+            for peer in &region.peers {
+                if let Some(record) = self.stores.get_mut(&StoreId(peer.store_id)) {
+                    record.held_peers = true;
+                }
+            }
+            rows.push(Row::FirstRegion(region.id));
+            self.first_regions.insert(region.id, region);
+        }
+        rows.extend(self.stores.keys().map(|id| Row::Store(*id)));
+        (Applied::Done, rows)
+    }
+
+    fn open_window(&mut self, open: OpenWindow) -> (Applied, Vec<Row>) {
+        let (epoch, end) = (SequencerEpoch(open.epoch), Revision(open.end));
+        if self.window.open(epoch, end, Revision(open.given)) {
+            return (Applied::Done, vec![Row::Window]);
+        }
+        refused(format!("no window up to {end} for {epoch}: {} has one up to {}", self.window.epoch, self.window.end))
+    }
+
+    fn close_window(&mut self, close: &CloseWindow) -> (Applied, Vec<Row>) {
+        let (epoch, last) = (SequencerEpoch(close.epoch), Revision(close.last));
+        let answers = close.answers.iter().map(LastAnswer::from).collect();
+        if self.window.close(epoch, last, answers) {
+            return (Applied::Done, vec![Row::Window]);
+        }
+        refused(format!("{epoch} cannot end at {last}: {} has a window up to {}", self.window.epoch, self.window.end))
+    }
+}
+
+fn joined(admit: &AdmitStore, id: u64, held_peers: bool) -> StoreRecord {
+    let store = Store {
+        id,
+        peer_addr: admit.peer_addr.clone(),
+        labels: admit.labels.clone(),
+        version: admit.version.clone(),
+    };
+    StoreRecord { store, name: admit.name.clone(), held_peers }
+}
+
+fn refused(why: String) -> (Applied, Vec<Row>) {
+    (Applied::Refused(why), Vec::new())
+}
