@@ -19,7 +19,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::handled::Handled;
+use crate::handled::{Handled, MethodId};
 use crate::in_flight::{InFlight, Ticket};
 use crate::kv::KvService;
 
@@ -62,13 +62,12 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         if !is_grpc(request.headers()) {
             return FrontFuture { call: None, answer: self.dispatch(request) };
         }
-        let path = request.uri().path().to_owned();
+        let method = self.handled.start(request.uri().path());
         let (ticket, answer) = match self.in_flight.begin() {
             Some(ticket) => (Some(ticket), self.dispatch(request)),
             None => (None, refused()),
         };
-        metrics::gauge!("braid_proxy_in_flight").set(self.in_flight.count() as f64);
-        FrontFuture { call: Some(Call { path, handled: Arc::clone(&self.handled), _ticket: ticket }), answer }
+        FrontFuture { call: Some(Call { method, handled: Arc::clone(&self.handled), _ticket: ticket }), answer }
     }
 }
 
@@ -80,7 +79,7 @@ pub struct FrontFuture {
 }
 
 struct Call {
-    path: String,
+    method: MethodId,
     handled: Arc<Handled>,
     /// Taken back when the answer begins. Streams hold one of their own.
     _ticket: Option<Ticket>,
@@ -93,7 +92,7 @@ impl Future for FrontFuture {
         let mut answer = ready!(self.answer.as_mut().poll(context))?;
         if let Some(call) = self.call.take() {
             let code = end(answer.headers_mut());
-            call.handled.method(&call.path).count(code);
+            call.handled.end(call.method, code);
         }
         Poll::Ready(Ok(answer))
     }

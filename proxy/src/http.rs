@@ -100,6 +100,7 @@ async fn readyz_check(State(shared): State<Arc<Shared>>, Path(check): Path<Strin
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    metrics::gauge!("braid_proxy_in_flight").set(shared.in_flight.count() as f64);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (shared.config.metrics)()).into_response()
 }
 

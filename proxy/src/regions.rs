@@ -109,7 +109,7 @@ impl Regions {
                         let status = if leaderless { no_leader(patience) } else { error::TIMEOUT };
                         return Err(NoAnswer::Failed(status.into()));
                     }
-                    self.take_in(lesson, &route, store, &mut attempts);
+                    self.take_in(lesson, &route, store, ask.anchor, &mut attempts);
                     if refresh {
                         self.refresh(ask.anchor, patience).await;
                     }
@@ -199,17 +199,28 @@ impl Regions {
         }
     }
 
-    fn take_in(&self, lesson: Lesson, route: &Route, store: StoreId, attempts: &mut Attempts) {
-        match lesson {
-            Lesson::Nothing => {}
-            Lesson::Leader(leader) if attempts.shunned == Some(leader) => attempts.turn(&route.peers),
-            Lesson::Leader(leader) => route.follow(leader),
-            Lesson::NotThisStore => {
-                route.forget_leader(store);
-                attempts.shunned = Some(store);
+    fn take_in(&self, lesson: Lesson, route: &Arc<Route>, store: StoreId, anchor: &[u8], attempts: &mut Attempts) {
+        let not_this_store = match lesson {
+            Lesson::Nothing => false,
+            Lesson::NotThisStore => true,
+            Lesson::Leader(leader) if attempts.shunned == Some(leader) => {
                 attempts.turn(&route.peers);
+                false
             }
-            Lesson::Regions(regions) => self.router.learn(regions),
+            Lesson::Leader(leader) => {
+                route.follow(leader);
+                false
+            }
+            Lesson::Regions(regions) => {
+                self.router.learn(regions);
+                // What it told is old: this replica lags behind a split that others have done.
+                self.router.is_current(route, anchor)
+            }
+        };
+        if not_this_store {
+            route.forget_leader(store);
+            attempts.shunned = Some(store);
+            attempts.turn(&route.peers);
         }
     }
 

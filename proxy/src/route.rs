@@ -138,9 +138,7 @@ impl RouteTable {
         }
         for known in &overlapped {
             self.routes.remove(&known.range.start);
-            if known.region == route.region {
-                route.inherit_leader(known);
-            }
+            route.inherit_leader(known);
         }
         self.routes.insert(route.range.start.clone(), Arc::new(route));
         overlapped.iter().for_each(|known| known.changed.notify_waiters());
@@ -167,7 +165,7 @@ impl RouteTable {
 }
 
 impl Route {
-    /// The leader of an older epoch most likely still leads, if it is still there.
+    /// The leader of an older epoch most likely still leads, if it is still there; and both halves of a split.
     fn inherit_leader(&self, older: &Route) {
         let Some(leader) = older.leader() else { return };
         if self.leader().is_none() && self.peers.iter().any(|peer| peer.store_id == leader.0) {

@@ -88,6 +88,11 @@ impl Router {
         }
     }
 
+    /// Whether `route` is still what is known about `key`.
+    pub fn is_current(&self, route: &Arc<Route>, key: &[u8]) -> bool {
+        self.table.read().find(key).is_some_and(|known| Arc::ptr_eq(known, route))
+    }
+
     /// Takes in regions that a store has told us.
     pub fn learn(&self, regions: Vec<Region>) {
         let mut table = self.table.write();

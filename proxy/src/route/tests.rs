@@ -47,6 +47,7 @@ fn a_split_replaces_the_parent_piece_by_piece() {
     let parent = "r1 .. e1.1 s1,s2,s3 > s2";
     check(&[parent, "r1 ..m e1.2 s1,s2,s3 > -"], &["r1 ..m e1.2 s2"]);
     check(&[parent, "r2 m.. e1.2 s1,s2,s3 > s3"], &["r2 m.. e1.2 s3"]);
+    check(&[parent, "r2 m.. e1.2 s1,s2,s3 > -"], &["r2 m.. e1.2 s2"]);
     let both = ["r1 ..m e1.2 s2", "r2 m.. e1.2 s3"];
     check(&[parent, "r1 ..m e1.2 s1,s2,s3 > -", "r2 m.. e1.2 s1,s2,s3 > s3"], &both);
 }

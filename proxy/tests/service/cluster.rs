@@ -45,6 +45,12 @@ impl Cluster {
         Self::start(World::new(cuts), &[1, 2, 3], HashMap::new(), |_| {}).await
     }
 
+    /// All stores in the proxy's process; requests are tried only for `patience`.
+    pub async fn impatient(patience: Duration) -> Self {
+        let configure = |config: &mut ProxyConfig| config.request_timeout = patience;
+        Self::start(World::new(&[]), &[1, 2, 3], HashMap::new(), configure).await
+    }
+
     /// `local` stores in the proxy's process, the others at their addresses.
     pub async fn start(
         world: Arc<World>,

@@ -16,6 +16,7 @@ use braid_proto::etcd::v3lockpb::LockRequest;
 use braid_proto::etcd::v3lockpb::lock_client::LockClient;
 use braid_proto::pb;
 use braid_proto::pb::admin_client::AdminClient;
+use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -29,7 +30,7 @@ use crate::world::{Script, World};
 
 #[tokio::test]
 async fn the_members_are_the_proxies() {
-    let mut cluster = Cluster::local(&[]).await;
+    let mut cluster = Cluster::impatient(Duration::from_millis(300)).await;
     let mut client = ClusterClient::new(cluster.channel().await);
     let list = client.member_list(MemberListRequest { linearizable: true }).await.expect("served").into_inner();
     let header = list.header.expect("a header");
@@ -44,9 +45,7 @@ async fn the_members_are_the_proxies() {
     cluster.kill_placement();
     let cached = client.member_list(MemberListRequest { linearizable: false }).await.expect("needs no placement");
     assert_eq!(cached.into_inner().members, list.members);
-    let mut request = tonic::Request::new(MemberListRequest { linearizable: true });
-    request.set_timeout(Duration::from_secs(2));
-    fails_as(client.member_list(request).await, error::TIMEOUT);
+    fails_as(client.member_list(MemberListRequest { linearizable: true }).await, error::TIMEOUT);
 }
 
 #[tokio::test]
@@ -113,7 +112,7 @@ async fn what_is_missing_says_so() {
 
 #[tokio::test]
 async fn admin_calls_go_to_placement() {
-    let mut cluster = Cluster::local(&[]).await;
+    let mut cluster = Cluster::impatient(Duration::from_millis(300)).await;
     let mut client = AdminClient::new(cluster.channel().await);
     let stores = client.store_list(pb::StoreListRequest {}).await.expect("served").into_inner().stores;
     assert_eq!(stores[0].state, "up");
@@ -122,9 +121,7 @@ async fn admin_calls_go_to_placement() {
     let regions = client.region_list(pb::RegionListRequest::default()).await;
     fails(regions, Code::InvalidArgument, "no such range");
     cluster.kill_placement();
-    let mut request = tonic::Request::new(pb::StoreListRequest {});
-    request.set_timeout(Duration::from_secs(2));
-    let status = client.store_list(request).await.expect_err("nobody answers");
+    let status = client.store_list(pb::StoreListRequest {}).await.expect_err("nobody answers");
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().starts_with("braid: no placement leader among 127.0.0.1:"), "{}", status.message());
 }
@@ -175,11 +172,7 @@ async fn http_endpoints_answer_on_the_same_port() {
 
 #[tokio::test]
 async fn health_tells_a_cluster_without_leaders() {
-    let world = World::new(&[]);
-    let cluster = Cluster::start(world, &[1, 2, 3], Default::default(), |config| {
-        config.request_timeout = Duration::from_millis(300);
-    })
-    .await;
+    let cluster = Cluster::impatient(Duration::from_millis(300)).await;
     let mut members = ClusterClient::new(cluster.channel().await);
     members.member_list(MemberListRequest { linearizable: true }).await.expect("a heartbeat has happened");
     for path in ["/health", "/health?serializable=true"] {
@@ -193,6 +186,36 @@ async fn health_tells_a_cluster_without_leaders() {
     expect(&cluster, "/readyz", "503 Service Unavailable", failed).await;
     expect(&cluster, "/readyz?exclude=linearizable_read", "200 OK", "ok\n").await;
     expect(&cluster, "/livez", "200 OK", "ok\n").await;
+}
+
+#[tokio::test]
+async fn calls_and_retries_are_counted() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let rendered = recorder.handle();
+    // The runtime of this test has one thread, so the proxy counts here.
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let world = World::new(&[]);
+    let render = rendered.clone();
+    let cluster = Cluster::start(world, &[1, 2, 3], Default::default(), |config| {
+        config.metrics = Arc::new(move || render.render());
+    })
+    .await;
+    let mut client = cluster.client().await;
+    client.put("k", "1").await.expect("served");
+    cluster.world.lead(1, 2);
+    client.put("k", "2").await.expect("served");
+    fails_as(client.put("", "3").await, error::EMPTY_KEY);
+    let (_, text) = get(&cluster, "/metrics").await;
+    let labels = r#"grpc_service="etcdserverpb.KV",grpc_method="Put",grpc_type="unary""#;
+    for line in [
+        format!("grpc_server_started_total{{{labels}}} 3"),
+        format!(r#"grpc_server_handled_total{{{labels},grpc_code="Ok"}} 2"#),
+        format!(r#"grpc_server_handled_total{{{labels},grpc_code="InvalidArgument"}} 1"#),
+        r#"braid_proxy_retries_total{reason="not_leader"} 1"#.to_owned(),
+        "braid_proxy_in_flight 0".to_owned(),
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+    }
 }
 
 #[tokio::test]
@@ -224,14 +247,13 @@ async fn too_many_requests_are_refused_and_the_bound_frees_itself() {
 
 #[tokio::test]
 async fn stopping_lets_requests_finish() {
-    let mut cluster = Cluster::local(&[]).await;
+    let mut cluster = Cluster::impatient(Duration::from_millis(300)).await;
     let mut client = cluster.client().await;
     client.put("k", "0").await.expect("served");
     cluster.world.script(1, Script::Hang);
     let before = cluster.world.reached_so_far();
     let under_way = {
         let mut client = client.clone();
-        client.timeout = Duration::from_secs(2);
         tokio::spawn(async move { client.put("k", "1").await })
     };
     cluster.world.reached(before, 1).await;

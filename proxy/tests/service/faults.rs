@@ -5,7 +5,7 @@ use std::time::Duration;
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::{RangeRequest, TxnRequest};
 use braid_proto::pb::refusal::Reason;
-use braid_proto::pb::{Busy, DiskFull, NotLeader, Peer, TimedOut, Unknown};
+use braid_proto::pb::{Busy, DiskFull, EpochMismatch, NotLeader, Peer, TimedOut, Unknown};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -74,6 +74,22 @@ async fn a_split_is_learned_from_the_refusal() {
     client.put("k", "1").await.expect("served");
     assert_eq!(cluster.world.take_calls(), ["s1 r1 put", "s1 r2 put", "s1 r1 put"]);
     assert_eq!(cluster.placement.routes_asked(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_lags_behind_a_split_is_not_asked_for_ever() {
+    let (cluster, mut client) = warm().await;
+    let parent = cluster.world.routes()[0].0.clone();
+    cluster.world.split("m");
+    client.put("x", "1").await.expect("the split is known now");
+    cluster.world.lead(1, 3);
+    for _ in 0..20 {
+        let old = EpochMismatch { current: vec![parent.clone()] };
+        cluster.world.script(1, Script::Refuse(Reason::EpochMismatch(old)));
+    }
+    client.put("k", "1").await.expect("served by another replica");
+    let calls = cluster.world.take_calls();
+    assert!(calls.iter().filter(|call| *call == "s1 r1 put").count() <= 3, "{calls:?}");
 }
 
 #[tokio::test]
@@ -194,9 +210,7 @@ async fn silence_ends_at_the_deadline() {
 
 #[tokio::test]
 async fn without_a_timeout_of_the_client_the_proxys_own_ends_a_request() {
-    let world = crate::world::World::new(&[]);
-    let short = |config: &mut braid_proxy::ProxyConfig| config.request_timeout = Duration::from_millis(300);
-    let cluster = Cluster::start(world, &[1, 2, 3], Default::default(), short).await;
+    let cluster = Cluster::impatient(Duration::from_millis(300)).await;
     let mut client = cluster.client().await;
     cluster.world.script(1, Script::Hang);
     let begin = Instant::now();
