@@ -160,6 +160,7 @@ impl Delegate {
                 if compact.index > self.state.truncated_index && compact.index < entry.index {
                     self.state.truncated_index = compact.index;
                     self.state.truncated_term = compact.term;
+                    metrics::counter!("braid_raft_log_truncations_total").increment(1);
                     changed.truncated = Some((compact.index, compact.term));
                 }
                 self.write_state(core);

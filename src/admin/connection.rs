@@ -1,0 +1,86 @@
+//! A connection to the first endpoint that answers, and what its refusals mean.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use braid_proto::pb::PlacementHeader;
+use braid_proto::pb::admin_client::AdminClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use crate::args::types::Url;
+
+/// Time for one endpoint to accept a connection.
+const DIAL: Duration = Duration::from_secs(2);
+
+/// The cluster's admin service.
+pub struct Connection {
+    /// The service; every call goes through [`Connection::request`] and [`Connection::answer`].
+    pub client: AdminClient<Channel>,
+    url: Url,
+    timeout: Duration,
+}
+
+impl Connection {
+    /// Dials `endpoints` in turn.
+    pub async fn open(endpoints: &[Url], timeout: Duration) -> Result<Self> {
+        let mut failures = Vec::new();
+        for url in endpoints {
+            let endpoint = Endpoint::from_shared(url.to_string())
+                .with_context(|| format!("--endpoints: {url}"))?
+                .connect_timeout(DIAL.min(timeout));
+            match endpoint.connect().await {
+                Ok(channel) => {
+                    let client = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
+                    return Ok(Self { client, url: url.clone(), timeout });
+                }
+                Err(error) => failures.push(format!("{url}: {}", root(&error))),
+            }
+        }
+        bail!("no endpoint answers ({}); give a running cluster's client address to --endpoints", failures.join("; "))
+    }
+
+    /// `message` with the deadline of this command.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+
+    /// The message of an answer, or why there is none.
+    pub fn answer<T>(
+        &self,
+        result: Result<Response<T>, Status>,
+        header: impl Fn(&T) -> Option<&PlacementHeader>,
+    ) -> Result<T> {
+        let message = result.map_err(|status| self.explain(&status))?.into_inner();
+        match header(&message) {
+            Some(header) if header.refused && header.not_leader.is_empty() => {
+                bail!("placement has no leader at the moment; try again, or start a majority of its members")
+            }
+            Some(header) if header.refused => {
+                bail!("{} does not lead placement ({} does); try again", self.url, header.not_leader)
+            }
+            _ => Ok(message),
+        }
+    }
+
+    fn explain(&self, status: &Status) -> anyhow::Error {
+        match status.code() {
+            Code::Unimplemented => anyhow!("{} is no braid client address; see --endpoints", self.url),
+            Code::DeadlineExceeded | Code::Cancelled => {
+                anyhow!("{} did not answer within {} s; see --command-timeout", self.url, self.timeout.as_secs())
+            }
+            _ => anyhow!("{}: {}", self.url, status.message()),
+        }
+    }
+}
+
+/// The innermost cause: tonic's own text is only "transport error".
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

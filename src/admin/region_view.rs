@@ -1,0 +1,141 @@
+//! A region as admin answers show it.
+
+use braid_proto::id::{PeerId, RegionId, StoreId};
+use braid_proto::key::{TAG_LEASE, TAG_USER};
+use braid_proto::pb::{Region, RegionState};
+use serde::Serialize;
+
+use super::table::{Table, size};
+use crate::key_text::escape;
+
+/// Names of the columns of [`RegionView::row`].
+pub const HEAD: [&str; 9] = ["REGION", "EPOCH", "START", "END", "LEADER", "TERM", "PEERS", "SIZE", "KEYS"];
+
+/// One region.
+#[derive(Debug, Serialize)]
+pub struct RegionView {
+    /// Its id.
+    pub id: u64,
+    conf_ver: u64,
+    version: u64,
+    start: Bound,
+    end: Bound,
+    /// Store of its leader, if known.
+    leader_store: Option<u64>,
+    term: u64,
+    peers: Vec<PeerView>,
+    approximate_bytes: u64,
+    approximate_keys: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerView {
+    id: u64,
+    store: u64,
+    learner: bool,
+    down: bool,
+}
+
+/// One end of a region.
+#[derive(Debug, Serialize)]
+struct Bound {
+    /// The etcd key, `\xNN` for other bytes than printable ASCII; absent where the bound is no etcd key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// The internal key in hexadecimal; empty: unbounded.
+    internal_hex: String,
+    #[serde(skip)]
+    shown: String,
+}
+
+impl Bound {
+    fn new(internal: &[u8], unbounded: &str) -> Self {
+        let (key, shown) = match internal {
+            [] => (None, unbounded.to_owned()),
+            [TAG_USER, key @ ..] => (Some(escape(key)), format!("\"{}\"", escape(key))),
+            [TAG_LEASE, lease @ ..] => (None, format!("lease {}", hex(lease))),
+            other => (None, format!("internal {}", hex(other))),
+        };
+        Self { key, internal_hex: hex(internal), shown }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl From<&Region> for RegionView {
+    fn from(region: &Region) -> Self {
+        let epoch = region.region_epoch();
+        let peers = region.peers.iter();
+        Self {
+            id: region.id,
+            conf_ver: epoch.conf_ver,
+            version: epoch.version,
+            start: Bound::new(&region.start, "(first)"),
+            end: Bound::new(&region.end, "(last)"),
+            leader_store: None,
+            term: 0,
+            peers: peers
+                .map(|peer| PeerView { id: peer.id, store: peer.store_id, learner: peer.learner, down: false })
+                .collect(),
+            approximate_bytes: 0,
+            approximate_keys: 0,
+        }
+    }
+}
+
+impl From<&RegionState> for RegionView {
+    fn from(state: &RegionState) -> Self {
+        let report = state.report.clone().unwrap_or_default();
+        let mut view = Self::from(&report.region.unwrap_or_default());
+        view.leader_store = (state.leader_store != 0).then_some(state.leader_store);
+        view.term = report.term;
+        view.approximate_bytes = report.approximate_bytes;
+        view.approximate_keys = report.approximate_keys;
+        for peer in &mut view.peers {
+            peer.down = report.down_peers.contains(&peer.id);
+        }
+        view
+    }
+}
+
+impl RegionView {
+    /// Adds the region to a table with [`HEAD`].
+    pub fn row(&self, table: &mut Table) {
+        table.row(vec![
+            RegionId(self.id).to_string(),
+            format!("e{}.{}", self.conf_ver, self.version),
+            self.start.shown.clone(),
+            self.end.shown.clone(),
+            self.leader_store.map_or("none".to_owned(), |store| StoreId(store).to_string()),
+            format!("t{}", self.term),
+            self.peers.iter().map(PeerView::shown).collect::<Vec<_>>().join(" "),
+            size(self.approximate_bytes),
+            self.approximate_keys.to_string(),
+        ]);
+    }
+}
+
+impl PeerView {
+    fn shown(&self) -> String {
+        let learner = if self.learner { ",learner" } else { "" };
+        let down = if self.down { ",down" } else { "" };
+        format!("{}@{}{learner}{down}", PeerId(self.id), StoreId(self.store))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_show_etcd_keys_as_such() {
+        let shown = |internal: &[u8]| Bound::new(internal, "(first)").shown;
+        assert_eq!(shown(b""), "(first)");
+        assert_eq!(shown(b"\x20pods/a\x00"), "\"pods/a\\x00\"");
+        assert_eq!(shown(b"\x20"), "\"\"");
+        assert_eq!(shown(b"\x10\x00\x01"), "lease 0001");
+        assert_eq!(shown(b"\x21"), "internal 21");
+    }
+}

@@ -1,0 +1,163 @@
+//! Values of flags: URLs, labels, keys, log settings.
+
+use std::fmt;
+use std::str::FromStr;
+
+use braid_proto::address::{AddressError, host_port};
+use bytes::Bytes;
+use clap::ValueEnum;
+
+use crate::key_text::{self, KeyTextError};
+
+/// `http://host:port`, as etcd's URL flags have it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Url {
+    /// `host:port`.
+    pub addr: String,
+}
+
+impl Url {
+    /// The host without the port.
+    pub fn host(&self) -> &str {
+        self.addr.rsplit_once(':').map_or(self.addr.as_str(), |(host, _)| host)
+    }
+
+    /// Whether the host stands for every address of the machine: good for listening, useless as an address to give out.
+    pub fn is_wildcard(&self) -> bool {
+        matches!(self.host(), "0.0.0.0" | "[::]")
+    }
+}
+
+impl FromStr for Url {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        host_port(text.trim()).map(|addr| Self { addr })
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.addr)
+    }
+}
+
+/// `name=value` of `--labels`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Left of the `=`.
+    pub name: String,
+    /// Right of it.
+    pub value: String,
+}
+
+/// Why a text is no label.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} must be NAME=VALUE, for example zone=a")]
+pub struct LabelError(String);
+
+impl FromStr for Label {
+    type Err = LabelError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err(LabelError(text.to_owned())),
+        }
+    }
+}
+
+/// An etcd key as text, `\xNN` for bytes that cannot be typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key(pub Bytes);
+
+impl FromStr for Key {
+    type Err = KeyTextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        key_text::parse(text).map(Self)
+    }
+}
+
+/// An id as braid prints it (`r7`, `s3`) or as a bare number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id<const PREFIX: char>(pub u64);
+
+/// Why a text is no id.
+#[derive(Debug, thiserror::Error)]
+#[error("{text:?} is no id: give a number above 0, or {prefix}NUMBER as the lists print it")]
+pub struct IdError {
+    text: String,
+    prefix: char,
+}
+
+impl<const PREFIX: char> FromStr for Id<PREFIX> {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix(PREFIX).unwrap_or(text);
+        match digits.parse() {
+            Ok(id) if id > 0 => Ok(Self(id)),
+            _ => Err(IdError { text: text.to_owned(), prefix: PREFIX }),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[value(alias = "console")]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How admin answers look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What `--initial-cluster-state` may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClusterState {
+    /// The members of `--initial-cluster` start together, or start again.
+    New,
+    /// The cluster exists and this member has been part of it.
+    Existing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_need_both_sides() {
+        assert_eq!("zone=a".parse::<Label>().unwrap(), Label { name: "zone".into(), value: "a".into() });
+        for bad in ["zone", "=a", "zone=", ""] {
+            assert!(bad.parse::<Label>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_are_read_as_printed_or_bare() {
+        assert_eq!("r7".parse::<Id<'r'>>().unwrap(), Id(7));
+        assert_eq!("7".parse::<Id<'r'>>().unwrap(), Id(7));
+        for bad in ["s7", "0", "", "r", "-1"] {
+            assert!(bad.parse::<Id<'r'>>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wildcards_are_seen() {
+        assert!("http://0.0.0.0:2379".parse::<Url>().unwrap().is_wildcard());
+        assert!("http://[::]:2379".parse::<Url>().unwrap().is_wildcard());
+        assert!(!"http://127.0.0.1:2379".parse::<Url>().unwrap().is_wildcard());
+    }
+}

@@ -1,0 +1,105 @@
+//! What the hosts of a process share to reach each other and the hosts of other processes, and the peer port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use braid_host::Transport;
+use braid_host::transport::{AddressBook, GrpcTransport, LocalRegistry, RaftService, TransportConfig};
+use braid_proto::id::ClusterId;
+use braid_proto::pb::region_store_server::RegionStoreServer;
+use braid_store::RegionStoreService;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+
+use super::process::Process;
+use crate::late::Late;
+use crate::listen::{ListenError, Ports};
+use crate::stop::Stop;
+
+/// The regions of a store that registers while its port is served already.
+pub type LateStore = Late<RegionStoreServer<RegionStoreService>>;
+
+/// Largest message between processes; a list of ten thousand regions is a few MiB.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// How long peers may finish. When the peer port stops, nothing behind it is left that could answer: this is for
+/// answers that are on their way.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// The raft transport of a process.
+pub struct Fabric {
+    /// Hosts of this process.
+    pub registry: LocalRegistry,
+    /// Hosts of other processes.
+    pub addresses: AddressBook,
+    raft: RaftService,
+    transport: Arc<GrpcTransport>,
+}
+
+impl Fabric {
+    /// A transport for the hosts of cluster `cluster_id`.
+    pub fn new(cluster_id: ClusterId) -> Self {
+        let (registry, addresses) = (LocalRegistry::default(), AddressBook::default());
+        let transport = Arc::new(GrpcTransport::new(
+            Handle::current(),
+            cluster_id,
+            addresses.clone(),
+            registry.clone(),
+            TransportConfig::default(),
+        ));
+        let raft = RaftService::new(cluster_id, registry.clone());
+        Self { registry, addresses, raft, transport }
+    }
+
+    /// For a host to send with.
+    pub fn transport(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.transport) as Arc<dyn Transport>
+    }
+
+    /// The services of a peer port: raft first; the caller adds those of its parts.
+    pub fn routes(&self) -> Routes {
+        Routes::new(self.raft.clone().into_server())
+    }
+
+    /// Serves `routes` and the process's pages on `ports`.
+    pub fn serve(&self, ports: Ports, routes: Routes, process: &Process) -> PeerPort {
+        let (stop, wish) = Stop::by_hand();
+        let serving = ports.serve(process.with_pages(routes), wish, GRACE);
+        PeerPort { stop, raft: self.raft.clone(), serving: tokio::spawn(serving) }
+    }
+}
+
+/// The service of a store's regions with its message limits.
+pub fn region_store(service: RegionStoreService) -> RegionStoreServer<RegionStoreService> {
+    RegionStoreServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// A peer port that is served.
+pub struct PeerPort {
+    stop: watch::Sender<bool>,
+    raft: RaftService,
+    serving: JoinHandle<Result<(), ListenError>>,
+}
+
+impl PeerPort {
+    /// Resolves if the port is not served any more, which nobody has asked for.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.serving).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) => anyhow!("the peer port is not served any more"),
+            Err(error) => anyhow!("serving the peer port failed: {error}"),
+        }
+    }
+
+    /// Stops serving.
+    pub async fn stop(self) {
+        self.raft.stop();
+        self.stop.send_replace(true);
+        // It has either ended or failed before, which `failed` has told.
+        let _ = self.serving.await;
+    }
+}

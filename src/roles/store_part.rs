@@ -1,0 +1,101 @@
+//! The store of a process: registers, opens, serves, stops.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use braid_placement_client::{Numbers, PlacementClient};
+use braid_proto::id::StoreId;
+use braid_proto::pb::{Domain, RegisterStoreRequest};
+use braid_proto::service::RegionService;
+use braid_store::{Registered, SpaceLimits, Store, StoreConfig};
+use tracing::info;
+
+use super::fabric::{Fabric, LateStore, region_store};
+use crate::args::groups::StorageArgs;
+use crate::args::types::{Label, Url};
+
+/// Folder of the store inside a data folder.
+pub const FOLDER: &str = "store";
+/// Bytes of raft log, over all regions of a store, after which old files are purged.
+const LOG_PURGE_BYTES: u64 = 512 << 20;
+/// Raft workers of a store.
+const RAFT_WORKERS: usize = 1;
+
+/// What placement is told of a store. `known` is what its folder says; none at its first start.
+pub fn registration(name: &str, peer: &Url, labels: &[Label], known: Option<Registered>) -> RegisterStoreRequest {
+    RegisterStoreRequest {
+        store_id: known.map_or(0, |known| known.store_id.0),
+        cluster_id: known.map_or(0, |known| known.cluster_id.0),
+        peer_addr: peer.addr.clone(),
+        labels: labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// An open store.
+pub struct StorePart {
+    store: Store,
+    fabric: Arc<Fabric>,
+}
+
+impl StorePart {
+    /// Opens the store in `dir` and lets `late` serve its regions.
+    pub async fn open(
+        dir: PathBuf,
+        registered: Registered,
+        storage: &StorageArgs,
+        placement: &Arc<PlacementClient>,
+        numbers: &Arc<Numbers>,
+        fabric: &Arc<Fabric>,
+        late: &LateStore,
+    ) -> Result<Self> {
+        let config = config(dir, registered, storage)?;
+        let (placement, numbers) = (Arc::clone(placement), Arc::clone(numbers));
+        let store = Store::open(config, placement, numbers, fabric.transport(), fabric.addresses.clone()).await?;
+        fabric.registry.register(Domain::Store, store.store_id().0, store.inbound());
+        late.set(region_store(store.service()));
+        info!(store = %store.store_id(), cluster = format!("{:016x}", registered.cluster_id.0), "the store is open");
+        Ok(Self { store, fabric: Arc::clone(fabric) })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> StoreId {
+        self.store.store_id()
+    }
+
+    /// Asks for the bytes of its files.
+    pub fn data_bytes_probe(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        self.store.data_bytes_probe()
+    }
+
+    /// Its regions, for a proxy of the same process.
+    pub fn local(&self) -> Arc<dyn RegionService> {
+        self.store.local()
+    }
+
+    /// Stops it.
+    pub async fn shutdown(self) {
+        let id = self.store.store_id();
+        self.store.shutdown().await;
+        self.fabric.registry.unregister(Domain::Store, id.0);
+        info!(store = %id, "the store has stopped");
+    }
+}
+
+fn config(dir: PathBuf, registered: Registered, storage: &StorageArgs) -> Result<StoreConfig> {
+    let bytes = |flag: &str, value: u64| usize::try_from(value).with_context(|| format!("--{flag} is too large"));
+    Ok(StoreConfig {
+        dir,
+        cluster_id: registered.cluster_id,
+        store_id: registered.store_id,
+        workers: RAFT_WORKERS,
+        block_cache_bytes: bytes("block-cache-bytes", storage.block_cache_bytes)?,
+        memtable_bytes: bytes("memtable-bytes", storage.memtable_bytes)?,
+        log_purge_bytes: LOG_PURGE_BYTES,
+        log_keep_entries: storage.raft_log_keep_entries,
+        log_keep_bytes: storage.raft_log_keep_bytes,
+        space: SpaceLimits { quota_bytes: storage.quota().unwrap_or(0), ..SpaceLimits::default() },
+    })
+}

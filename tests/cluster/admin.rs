@@ -1,0 +1,90 @@
+//! `braid admin` against a running cluster.
+
+use serde_json::Value;
+
+use crate::etcdctl::Etcdctl;
+use crate::harness::{Cluster, wait_for};
+
+fn regions(cluster: &Cluster) -> Vec<Value> {
+    cluster.admin(&["region", "list"])["regions"].as_array().unwrap().clone()
+}
+
+fn start_key(region: &Value) -> &str {
+    region["start"]["key"].as_str().unwrap_or("")
+}
+
+#[test]
+fn stores_and_regions_are_listed() {
+    let cluster = Cluster::dev(&["--stores", "3", "--split-keys", "g,p,\\xff\\x00"]);
+    let stores = wait_for("three stores with their figures", || {
+        let answer = cluster.admin(&["store", "list"]);
+        let stores = answer["stores"].as_array().unwrap().clone();
+        stores.iter().all(|store| store["capacity_bytes"].as_u64() > Some(0)).then_some(stores)
+    });
+    assert_eq!(stores.len(), 3);
+    assert!(stores.iter().all(|store| store["state"] == "up"));
+
+    let regions = wait_for("every region to have a leader", || {
+        let regions = regions(&cluster);
+        regions.iter().all(|region| region["leader_store"].is_u64()).then_some(regions)
+    });
+    assert_eq!(regions.iter().map(start_key).collect::<Vec<_>>(), ["", "g", "p", "\\xff\\x00"]);
+    assert!(regions.iter().all(|region| region["peers"].as_array().unwrap().len() == 3));
+
+    let table = cluster.admin_output(&["region", "list"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.starts_with("REGION") && table.lines().count() == 5, "{table}");
+    assert!(table.contains("\"\\xff\\x00\""), "{table}");
+
+    let status = cluster.admin(&["status"]);
+    assert_eq!(status["bootstrapped"], true);
+}
+
+#[test]
+fn a_region_is_split_where_asked_and_serves_on() {
+    let cluster = Cluster::dev(&["--stores", "3"]);
+    let etcdctl = Etcdctl::of(&cluster);
+    for key in ["a", "m", "z"] {
+        etcdctl.put(key, "1");
+    }
+    let split = cluster.admin(&["region", "split", "--key", "m"]);
+    assert_eq!(start_key(&split["right"]), "m");
+    assert_eq!(split["left"]["end"]["key"], "m");
+    assert_ne!(split["left"]["id"], split["right"]["id"]);
+    wait_for("the list to show both regions", || (regions(&cluster).len() == 2).then_some(()));
+    for key in ["a", "m", "z"] {
+        assert_eq!(etcdctl.get(key), [key, "1"]);
+    }
+    etcdctl.put("n", "2");
+
+    let again = cluster.admin_output(&["region", "split", "--key", "m"]);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!(again.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("braid: cannot split at \"m\": ") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn a_leader_moves_where_asked() {
+    let cluster = Cluster::dev(&["--stores", "3"]);
+    let etcdctl = Etcdctl::of(&cluster);
+    etcdctl.put("k", "1");
+    let (region, leader) = wait_for("the region to have a leader", || {
+        let region = regions(&cluster).remove(0);
+        Some((region["id"].as_u64()?, region["leader_store"].as_u64()?))
+    });
+    let target = (1..=3).find(|store| *store != leader).unwrap().to_string();
+    let region = region.to_string();
+    cluster.admin(&["region", "transfer-leader", "--region", &region, "--to-store", &target]);
+    wait_for("the list to show the new leader", || {
+        (regions(&cluster)[0]["leader_store"].as_u64()? == target.parse::<u64>().ok()?).then_some(())
+    });
+    etcdctl.put("k", "2");
+    assert_eq!(etcdctl.get("k"), ["k", "2"]);
+
+    for (region, store, expect) in [("999", "1", "999"), (region.as_str(), "77", "77")] {
+        let wrong = cluster.admin_output(&["region", "transfer-leader", "--region", region, "--to-store", store]);
+        let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        assert_eq!(wrong.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("braid: cannot make s") && said.contains(expect), "{said}");
+    }
+}

@@ -1,0 +1,21 @@
+//! Whole clusters of real processes, driven by an unchanged etcdctl and by braid's own load generator.
+//!
+//! - `startup`: what an operator gets wrong, and the one line that says so.
+//! - `tour`: the guided tour of the README, word for word.
+//! - `etcdctl`: etcd's client on eight regions over three store processes.
+//! - `web`: `/health`, `/version`, `/metrics`.
+//! - `admin`: `braid admin` against a running cluster.
+//! - `restart`: stop, start again, everything is there.
+//! - `kill`: processes are killed under load; every acknowledged write survives.
+//!
+//! Clusters start on free loopback ports below the range of outgoing connections, so that a killed process finds its
+//! port free when it comes back. One cluster runs at a time: they share the machine's few cores.
+
+mod admin;
+mod etcdctl;
+mod harness;
+mod kill;
+mod restart;
+mod startup;
+mod tour;
+mod web;
