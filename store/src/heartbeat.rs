@@ -56,7 +56,7 @@ impl Heartbeat {
 
     /// One heartbeat. Returns whether the next one must be full.
     async fn beat(&self, told: &mut HashMap<RegionId, RegionReport>, full: bool) -> bool {
-        self.shared.space.refresh(self.host.used_bytes());
+        self.shared.space.refresh(self.host.data_bytes());
         let led = self.led();
         let stats = self.stats(led.len());
         let leaders = if full { led.values().cloned().collect() } else { changed(&led, told) };

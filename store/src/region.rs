@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use braid_host::{Entry, Outcome, PeerHandle, RegionMachine};
+use braid_host::{Entry, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
 use braid_proto::error;
 use braid_proto::id::{RegionId, Term};
 use braid_proto::pb::{Peer, Region, RegionEntry, RegionResponse, region_response};
-use braid_store_core::eval::Request;
-use braid_store_core::pipeline::{BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, timed_out};
+use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
+use braid_store_core::pipeline::{BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, timed_out};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
@@ -29,6 +29,9 @@ pub type Reply = oneshot::Sender<RegionResponse>;
 /// Who waits for in-flight writes: `true` once they are applied, `false` if leadership is lost.
 pub type Waker = oneshot::Sender<bool>;
 type Effects = Vec<Effect<Reply, Waker>>;
+
+// An entry holds one batch, or one request of any size that may be evaluated; both with what encoding adds.
+const _: () = assert!(EFFECT_BYTES_MAX + BATCH_BYTES_MAX < PROPOSAL_BYTES_MAX);
 
 /// What all region peers of a store share.
 pub struct Shared {

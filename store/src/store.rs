@@ -167,15 +167,15 @@ impl Store {
         self.host.inbound()
     }
 
-    /// Bytes of its files.
-    pub fn used_bytes(&self) -> u64 {
-        self.host.used_bytes()
+    /// Bytes of its data's files: what the quota counts and clients see as the database's size.
+    pub fn data_bytes(&self) -> u64 {
+        self.host.data_bytes()
     }
 
-    /// Asks for [`Store::used_bytes`] without keeping the store open; 0 once it has stopped.
-    pub fn used_bytes_probe(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+    /// Asks for [`Store::data_bytes`] without keeping the store open; 0 once it has stopped.
+    pub fn data_bytes_probe(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
         let host = Arc::downgrade(&self.host);
-        move || host.upgrade().map_or(0, |host| host.used_bytes())
+        move || host.upgrade().map_or(0, |host| host.data_bytes())
     }
 
     /// Stops: leaders handed over, no more heartbeats, logs and data written, threads joined.

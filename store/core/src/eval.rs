@@ -35,9 +35,9 @@ pub use range::read;
 use run::{Run, Stop};
 
 /// Keys that one request may change in one region.
-pub const EFFECT_CHANGES_MAX: usize = 100_000;
+pub const EFFECT_CHANGES_MAX: usize = 400_000;
 /// Bytes that the changes of one request may take in the raft log.
-pub const EFFECT_BYTES_MAX: usize = 8 << 20;
+pub const EFFECT_BYTES_MAX: usize = 32 << 20;
 
 /// What may change data.
 #[derive(Clone, Debug, PartialEq)]

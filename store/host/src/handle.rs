@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
 
 use crate::lease::LeaseBasis;
-use crate::mail::{Command, Mail, Note};
+use crate::mail::{Command, Envelope, Mail, Note};
 use crate::meta::ApplyState;
 use crate::reads::Confirmed;
 use crate::split::SplitSpec;
@@ -21,8 +21,9 @@ use crate::{Done, Outcome};
 
 /// Bytes of proposals of one host that may be on their way to its workers.
 const POSTED_BYTES_MAX: usize = 128 << 20;
-/// Largest proposal. Raft messages are cut at entry boundaries, so an entry must fit into one message of the transport.
-pub const PROPOSAL_BYTES_MAX: usize = 8 << 20;
+/// Largest proposal. Raft messages are cut at entry boundaries, so an entry must fit into one message of the transport
+/// (64 MiB).
+pub const PROPOSAL_BYTES_MAX: usize = 48 << 20;
 
 /// How a peer's role looked when it last changed.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +37,7 @@ pub(crate) struct View {
 #[derive(Clone)]
 pub(crate) struct Post {
     /// Bounded; may refuse.
-    pub mail: Sender<Mail>,
+    pub mail: Sender<Envelope>,
     /// For the host's own threads; each sends a bounded amount per region.
     pub notes: Sender<Note>,
     /// Bytes of proposals in `mail` boxes.
@@ -146,11 +147,11 @@ impl PeerHandle {
             shared.post.posted_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return self.refuse(term, done);
         }
-        let mail = Mail::Propose { region: shared.region_id, term: term.0, data, done };
+        let mail = Envelope::new(Mail::Propose { region: shared.region_id, term: term.0, data, done });
         if let Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) = shared.post.mail.try_send(mail) {
             shared.post.posted_bytes.fetch_sub(bytes, Ordering::AcqRel);
             metrics::counter!("braid_raft_mailbox_full_total").increment(1);
-            if let Mail::Propose { done, .. } = mail {
+            if let Mail::Propose { done, .. } = mail.open() {
                 self.refuse(term, done);
             }
         }
@@ -211,10 +212,10 @@ impl PeerHandle {
         if self.gone() {
             return command.refuse("the peer is gone");
         }
-        let mail = Mail::Command { region: self.0.region_id, command };
-        if let Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) = self.0.post.mail.try_send(mail) {
+        let mail = Envelope::new(Mail::Command { region: self.0.region_id, command });
+        // What is not taken is refused as it is dropped.
+        if self.0.post.mail.try_send(mail).is_err() {
             metrics::counter!("braid_raft_mailbox_full_total").increment(1);
-            mail.refuse("the raft worker is overloaded or stopped");
         }
     }
 }

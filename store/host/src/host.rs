@@ -29,7 +29,7 @@ use crate::gc::Keep;
 use crate::handle::{PeerHandle, Post};
 use crate::inbound::Door;
 use crate::log::LogStore;
-use crate::mail::{Birth, Mail, Note, Origin};
+use crate::mail::{Birth, Envelope, Note, Origin};
 use crate::meta::{ApplyState, Key, RegionState};
 use crate::peer::Env;
 use crate::recover::{self, Opened};
@@ -290,8 +290,12 @@ impl Host {
 
     /// Bytes on disk: log and data.
     pub fn used_bytes(&self) -> u64 {
-        let data = self.core.db.live_files().map_or(0, |files| files.iter().map(|file| file.size as u64).sum());
-        data + self.core.log.used_bytes()
+        self.data_bytes() + self.core.log.used_bytes()
+    }
+
+    /// Bytes of the data's files alone: what a quota counts. The log is bounded by itself, and its files are preallocated.
+    pub fn data_bytes(&self) -> u64 {
+        self.core.db.live_files().map_or(0, |files| files.iter().map(|file| file.size as u64).sum())
     }
 
     /// Stops all threads; what is unanswered is answered `Unknown` (or `Dropped` where that is certain). Leaders are not
@@ -351,7 +355,7 @@ fn check_new(region: &Region, host: StoreId) -> Result<(), String> {
     Ok(())
 }
 
-type Boxes = Vec<(Receiver<Mail>, Receiver<Note>)>;
+type Boxes = Vec<(Receiver<Envelope>, Receiver<Note>)>;
 
 fn post_boxes(workers: usize) -> (Boxes, Vec<Post>) {
     let posted_bytes = || Arc::new(AtomicUsize::new(0));
