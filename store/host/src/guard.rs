@@ -78,6 +78,11 @@ impl VoteGuard {
         }
     }
 
+    /// Takes over what an earlier object of the same peer promised.
+    pub fn inherit(&mut self, earlier: &VoteGuard) {
+        self.followed = earlier.followed;
+    }
+
     /// The peer leads: it follows nobody, and what it promised before belongs to an older term.
     pub fn leads(&mut self) {
         self.followed = None;
@@ -167,6 +172,13 @@ mod tests {
         assert!(!guard.admits(&message(MessageType::MsgRequestVote, 2, 8), 99, |_, _| false));
         assert!(guard.admits(&message(MessageType::MsgRequestVote, 2, 8), 100, |_, _| false));
         assert!(guard.may_campaign(100));
+    }
+
+    #[test]
+    fn a_peer_that_is_replaced_keeps_its_promise() {
+        let mut guard = VoteGuard::new(0, 0);
+        guard.inherit(&bound());
+        assert!(!guard.admits(&message(MessageType::MsgRequestVote, 2, 8), 200, promised));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::Inbound;
 use crate::host::Core;
-use crate::mail::{Letter, Mail, SnapshotDir};
+use crate::mail::{Envelope, Letter, Mail, Parcel, SnapshotDir};
 use crate::support::Now;
 
 /// Where the transport of a host delivers. Outlives the host; then it drops everything.
@@ -62,7 +62,7 @@ impl Inbound for Door {
             }
         }
         for (post, letters) in core.posts.iter().zip(letters).filter(|(_, letters)| !letters.is_empty()) {
-            let mail = Mail::Messages { host, incarnation, letters };
+            let mail = Envelope::new(Mail::Messages { host, incarnation, letters });
             if post.mail.try_send(mail).is_err() {
                 metrics::counter!("braid_raft_mailbox_full_total").increment(1);
             }
@@ -84,7 +84,8 @@ impl Inbound for Door {
             return;
         };
         let post = core.post(letter.region);
-        if post.mail.try_send(Mail::Snapshot { host, incarnation, letter, manifest, dir }).is_err() {
+        let mail = Envelope::new(Mail::Snapshot(Box::new(Parcel { host, incarnation, letter, manifest, dir })));
+        if post.mail.try_send(mail).is_err() {
             metrics::counter!("braid_raft_mailbox_full_total").increment(1);
         }
     }

@@ -15,12 +15,34 @@ use crate::split::SplitSpec;
 use crate::storage::SnapshotFiles;
 use crate::{Done, Outcome, RegionMachine};
 
+/// A piece of mail on its way. Whoever drops it unread has it refused, so that every question gets its answer also when
+/// the worker ends.
+pub(crate) struct Envelope(Option<Mail>);
+
+impl Envelope {
+    pub fn new(mail: Mail) -> Self {
+        Self(Some(mail))
+    }
+
+    pub fn open(mut self) -> Mail {
+        self.0.take().expect("an envelope is opened once")
+    }
+}
+
+impl Drop for Envelope {
+    fn drop(&mut self) {
+        if let Some(mail) = self.0.take() {
+            mail.refuse("the raft worker is overloaded or stopped");
+        }
+    }
+}
+
 /// From outside.
 pub(crate) enum Mail {
     /// Raft messages of one frame.
     Messages { host: u64, incarnation: u64, letters: Vec<Letter> },
     /// A raft snapshot has arrived completely.
-    Snapshot { host: u64, incarnation: u64, letter: Letter, manifest: SnapshotManifest, dir: SnapshotDir },
+    Snapshot(Box<Parcel>),
     /// A data entry.
     Propose { region: u64, term: u64, data: Bytes, done: Done },
     /// Anything else for one peer.
@@ -35,6 +57,15 @@ pub(crate) struct Letter {
     /// Only with messages that may create a peer: range and epoch of the sender's region.
     pub shape: Option<Region>,
     pub message: Message,
+}
+
+/// A raft snapshot that arrived: its message and its files.
+pub(crate) struct Parcel {
+    pub host: u64,
+    pub incarnation: u64,
+    pub letter: Letter,
+    pub manifest: SnapshotManifest,
+    pub dir: SnapshotDir,
 }
 
 /// A folder of received snapshot files; removed with this unless it was taken over.
@@ -77,9 +108,9 @@ impl Command {
 
 impl Mail {
     /// Answers mail that nobody reads.
-    pub fn refuse(self, why: &str) {
+    fn refuse(self, why: &str) {
         match self {
-            Mail::Messages { .. } | Mail::Snapshot { .. } => {}
+            Mail::Messages { .. } | Mail::Snapshot(_) => {}
             Mail::Propose { done, .. } => done(Outcome::Dropped),
             Mail::Command { command, .. } => command.refuse(why),
         }

@@ -90,6 +90,8 @@ pub(crate) struct Peer {
     failed_snapshot: Option<u64>,
     last_heard: Vec<(u64, Now)>,
     ticks: u64,
+    /// A leader that skips heartbeats, as of the last tick.
+    resting: bool,
     ready: Option<Ready>,
 }
 
@@ -150,7 +152,7 @@ impl Peer {
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
         };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let logger = slog::Logger::root(Warnings, slog::o!("region" => handle.id()));
         let raw = match RawNode::new(&config, storage, &logger) {
             Ok(raw) => raw,
             Err(error) => fatal(format_args!("raft group {handle:?} cannot start: {error}")),
@@ -181,6 +183,7 @@ impl Peer {
             failed_snapshot: None,
             last_heard: Vec::new(),
             ticks: 0,
+            resting: false,
             ready: None,
         }
     }
@@ -191,6 +194,10 @@ impl Peer {
 
     pub fn peer_id(&self) -> u64 {
         self.handle.peer().id
+    }
+
+    pub fn guard(&self) -> &VoteGuard {
+        &self.guard
     }
 
     pub fn is_initialised(&self) -> bool {
@@ -246,6 +253,8 @@ impl Peer {
             | MessageType::MsgUnreachable
             | MessageType::MsgSnapStatus
             | MessageType::MsgCheckQuorum => return,
+            // A campaign looks at what is not applied yet, and a snapshot that is being installed counts as that.
+            MessageType::MsgTimeoutNow if self.installing => return,
             _ => {}
         }
         if message.from != from.id || message.to != self.peer_id() {
@@ -309,9 +318,16 @@ impl Peer {
             return;
         }
         if self.is_leader() {
-            if self.ticks.is_multiple_of(RESTING_TICKS) {
+            let due = (self.ticks + self.region_id()).is_multiple_of(RESTING_TICKS);
+            if due {
                 self.report_down_peers(now, env);
-            } else if self.rests(now) {
+            }
+            let rests = self.rests(now);
+            let rested = std::mem::replace(&mut self.resting, rests);
+            if self.resting && !rested {
+                self.free_buffers();
+            }
+            if self.resting && !due {
                 return;
             }
             self.raw.tick();
@@ -330,22 +346,21 @@ impl Peer {
     }
 
     /// Whether the leader may skip heartbeats: everybody has everything and supports it. Any event ends this.
-    fn rests(&mut self, now: Now) -> bool {
+    fn rests(&self, now: Now) -> bool {
         let raft = &self.raw.raft;
         let (last, committed) = (raft.raft_log.last_index(), raft.raft_log.committed);
         let done = raft.prs().iter().all(|(_, pr)| pr.matched == last && pr.committed_index >= committed);
-        let rests = done
-            && committed == last
+        done && committed == last
             && self.transfer.is_none()
             && self.reads.is_empty()
             && self.proposals.is_empty()
-            && self.lease.all_support(now);
-        if rests {
-            let applied = self.applied();
-            self.raw.mut_store().trim_cache(applied, true);
-            self.raw.raft.maybe_free_inflight_buffers();
-        }
-        rests
+            && self.lease.all_support(now)
+    }
+
+    fn free_buffers(&mut self) {
+        let applied = self.applied();
+        self.raw.mut_store().trim_cache(applied, true);
+        self.raw.raft.maybe_free_inflight_buffers();
     }
 
     fn report_down_peers(&mut self, now: Now, env: &Env) {
@@ -450,6 +465,21 @@ impl Peer {
         if let Some(transfer) = self.transfer.take() {
             (transfer.done)(Err("this process stops".to_owned()));
         }
+    }
+}
+
+/// Raft's own log: what it warns of goes to ours, the rest (every vote of every region) nowhere.
+struct Warnings;
+
+impl slog::Drain for Warnings {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        if record.level().is_at_least(slog::Level::Warning) {
+            tracing::warn!(target: "raft", "{}", record.msg());
+        }
+        Ok(())
     }
 }
 

@@ -113,8 +113,7 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
         }
         rows.status().map_err(|error| error.to_string())?;
     }
-    let mut snapshot = Snapshot::default();
-    snapshot.data = manifest.encode_to_vec().into();
+    let mut snapshot = Snapshot { data: manifest.encode_to_vec().into(), ..Snapshot::default() };
     let meta = snapshot.mut_metadata();
     meta.index = apply.applied_index;
     meta.term = apply.applied_term;

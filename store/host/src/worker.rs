@@ -23,7 +23,7 @@ use crate::guard::VoteGuard;
 use crate::handle::PeerHandle;
 use crate::host::Core;
 use crate::log::LogOp;
-use crate::mail::{Birth, Letter, Mail, Note, Origin, SnapshotDir};
+use crate::mail::{Birth, Envelope, Letter, Mail, Note, Origin, Parcel};
 use crate::meta::RaftState;
 use crate::peer::{Effects, Peer};
 use crate::snapshot::{HelperTask, Permit};
@@ -42,7 +42,7 @@ const APPLY_BYTES_MAX: usize = 64 << 20;
 pub(crate) struct Worker {
     index: usize,
     core: Arc<Core>,
-    mail: Receiver<Mail>,
+    mail: Receiver<Envelope>,
     notes: Receiver<Note>,
     /// By region, ordered: equal input leaves equal output.
     peers: BTreeMap<u64, Peer>,
@@ -55,7 +55,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub fn new(index: usize, core: Arc<Core>, mail: Receiver<Mail>, notes: Receiver<Note>) -> Self {
+    pub fn new(index: usize, core: Arc<Core>, mail: Receiver<Envelope>, notes: Receiver<Note>) -> Self {
         let next_gc = Instant::now() + core.env.timing.log_gc;
         Self {
             index,
@@ -94,7 +94,7 @@ impl Worker {
         let notes = self.notes.clone();
         select! {
             recv(notes) -> note => if let Ok(note) = note { self.on_note(note) },
-            recv(mail) -> mail => if let Ok(mail) = mail { self.on_mail(mail) },
+            recv(mail) -> mail => if let Ok(mail) = mail { self.on_mail(mail.open()) },
             default(until.saturating_duration_since(Instant::now())) => {}
         }
     }
@@ -108,7 +108,7 @@ impl Worker {
         }
         for _ in 0..DRAIN_MAX {
             match self.mail.try_recv() {
-                Ok(mail) => self.on_mail(mail),
+                Ok(mail) => self.on_mail(mail.open()),
                 Err(_) => break,
             }
         }
@@ -122,9 +122,9 @@ impl Worker {
                     self.on_letter(letter, incarnation, now);
                 }
             }
-            Mail::Snapshot { host, incarnation, letter, manifest, dir } => {
-                if letter.from.store_id == host {
-                    self.on_snapshot(letter, incarnation, manifest, dir, now);
+            Mail::Snapshot(parcel) => {
+                if parcel.letter.from.store_id == parcel.host {
+                    self.on_snapshot(*parcel, now);
                 }
             }
             Mail::Propose { region, term, data, done } => {
@@ -161,20 +161,14 @@ impl Worker {
         self.dirty.insert(region);
     }
 
-    fn on_snapshot(
-        &mut self,
-        letter: Letter,
-        incarnation: u64,
-        manifest: braid_proto::pb::SnapshotManifest,
-        dir: SnapshotDir,
-        now: Now,
-    ) {
+    fn on_snapshot(&mut self, parcel: Parcel, now: Now) {
+        let (letter, manifest) = (&parcel.letter, &parcel.manifest);
         let id = letter.region;
         let Some(region) = manifest.region.as_ref().filter(|region| region.id == id) else { return };
         if letter.to.store_id != self.core.env.host_id || region.peer_on(StoreId(self.core.env.host_id)).is_none() {
             return;
         }
-        if !self.peers.contains_key(&id) && !self.conceive(&letter) {
+        if !self.peers.contains_key(&id) && !self.conceive(letter) {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.peer_id() == letter.to.id) else { return };
@@ -189,7 +183,7 @@ impl Worker {
             }
         }
         self.dirty.insert(id);
-        if !peer.step_snapshot(letter.from, incarnation, letter.message, manifest, dir, now, &self.core.env) {
+        if !peer.step_snapshot(parcel, now, &self.core.env) {
             self.core.table.lock().release(id);
         }
     }
@@ -349,13 +343,10 @@ impl Worker {
         }
     }
 
-    /// Nobody answers after this.
+    /// Nobody answers after this. Mail that is left is refused as it is dropped.
     fn close(&mut self) {
         for peer in self.peers.values_mut() {
             peer.abandon();
-        }
-        for mail in self.mail.try_iter() {
-            mail.refuse("this process stops");
         }
     }
 }

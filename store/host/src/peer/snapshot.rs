@@ -8,13 +8,13 @@
 //! 4. RocksDB: "normal".
 
 use braid_proto::id::PeerId;
-use braid_proto::pb::{Peer as PeerMeta, Region, SnapshotManifest};
+use braid_proto::pb::{Region, SnapshotManifest};
 use raft::SnapshotStatus;
-use raft::eraftpb::{Message, Snapshot};
+use raft::eraftpb::Snapshot;
 
 use super::{Effects, Env, Peer};
 use crate::handle::PeerHandle;
-use crate::mail::SnapshotDir;
+use crate::mail::{Letter, Parcel, SnapshotDir};
 use crate::meta::{ApplyState, RaftState};
 use crate::storage::{SnapshotFiles, SnapshotSlot};
 use crate::support::Now;
@@ -97,16 +97,8 @@ impl Peer {
     }
 
     /// A received raft snapshot, whose range is reserved. True: raft takes it, and the files with it.
-    pub fn step_snapshot(
-        &mut self,
-        from: PeerMeta,
-        incarnation: u64,
-        message: Message,
-        manifest: SnapshotManifest,
-        dir: SnapshotDir,
-        now: Now,
-        env: &Env,
-    ) -> bool {
+    pub fn step_snapshot(&mut self, parcel: Parcel, now: Now, env: &Env) -> bool {
+        let Parcel { incarnation, letter: Letter { from, message, .. }, manifest, dir, .. } = parcel;
         let listed = manifest.region.as_ref().and_then(|region| region.peer(PeerId(self.peer_id()))).is_some();
         if self.installing || self.incoming.is_some() || !listed {
             return false;

@@ -69,6 +69,33 @@ fn outcomes_tell_the_truth_whatever_happens_to_the_leaders() {
 }
 
 #[test]
+fn every_proposal_and_question_is_answered_when_a_host_stops() {
+    let mut cluster = Cluster::three();
+    let (leader, handle, term) = cluster.leader(1);
+    let (tell, told) = mpsc::channel();
+    let asker = std::thread::spawn(move || {
+        let mut outcomes = Vec::new();
+        for n in 0.. {
+            outcomes.push(propose(&handle, term, &format!("k{n}"), "v"));
+            let tell = tell.clone();
+            handle.confirm_leadership(term, Box::new(move |yes| _ = tell.send(yes)));
+            if outcomes.len() > 200 && !handle.is_leader(term) {
+                break;
+            }
+        }
+        outcomes
+    });
+    // Both kinds are under way.
+    assert!(told.recv().unwrap());
+    cluster.stop(leader);
+    // The asker asked until the end, so some reached a worker that had gone.
+    for outcome in asker.join().unwrap() {
+        outcome.recv().expect("every proposal is answered");
+    }
+    assert!(told.iter().any(|yes| !yes));
+}
+
+#[test]
 fn too_many_proposals_end_the_term_instead_of_leaving_a_gap() {
     let cluster = Cluster::three();
     let (leader, handle, term) = cluster.leader(1);

@@ -26,6 +26,8 @@ fn an_idle_leader_keeps_its_lease_and_hardly_speaks() {
     let ticks = |n: u32| cluster.timing.tick * n;
     eventually("a hundred ticks pass", || {
         assert!(handle.lease(term), "an idle leader lost its lease");
+        let known = |host| cluster.handle(host, 1).unwrap().leader() == Some(handle.peer());
+        assert!((1..=3).all(known), "a follower of an idle leader forgot it");
         (Now::monotonic().since(start) > ticks(100)).then_some(())
     });
     // Two followers, one heartbeat each in twenty ticks; a leader that does not rest sends two hundred.

@@ -13,6 +13,9 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::{Inbound, Transport};
 
+/// Learns of raft messages that were delivered.
+pub type Watch = Box<dyn Fn(u64, u64, &Message) + Send + Sync>;
+
 /// Decides about one raft message: false drops it.
 pub type Filter = Box<dyn Fn(u64, u64, &Message) -> bool + Send + Sync>;
 
@@ -22,6 +25,7 @@ pub struct Net {
     /// Pairs (from, to) that do not reach each other.
     cut: Mutex<Vec<(u64, u64)>>,
     filter: RwLock<Option<Filter>>,
+    watch: RwLock<Option<Watch>>,
     pub snapshots_sent: AtomicUsize,
     /// How many snapshots are to fail before one is let through.
     pub snapshots_to_fail: AtomicUsize,
@@ -65,6 +69,11 @@ impl Net {
         *self.filter.write() = Some(filter);
     }
 
+    /// Lets every raft message be seen once its receiver has it.
+    pub fn after(&self, watch: Watch) {
+        *self.watch.write() = Some(watch);
+    }
+
     fn passes(&self, from: u64, to: u64, message: &RaftMessage) -> bool {
         let filter = self.filter.read();
         let Some(filter) = &*filter else { return true };
@@ -87,7 +96,11 @@ impl Transport for Port {
         let Some(inbound) = self.0.reach(frame.from_host, frame.to_host) else { return false };
         let (from, to) = (frame.from_host, frame.to_host);
         frame.messages.retain(|message| self.0.passes(from, to, message));
+        let messages = frame.messages.clone();
         inbound.receive(frame);
+        if let Some(watch) = &*self.0.watch.read() {
+            messages.iter().for_each(|m| watch(from, to, &Message::parse_from_bytes(&m.message).unwrap()));
+        }
         true
     }
 

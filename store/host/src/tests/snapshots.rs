@@ -105,19 +105,19 @@ fn received(dir: &Path, region: &Region) -> SnapshotManifest {
     SnapshotManifest { region: Some(region.clone()), files: vec![SnapshotFile { cf: CF.to_owned(), bytes, crc32 }] }
 }
 
-/// How far an installation came before the crash.
+/// The last step of an installation before the crash.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 enum Crash {
-    AfterIntent,
-    AfterLog,
-    AfterDeletion,
-    AfterData,
-    AfterNormal,
+    Intent,
+    Log,
+    Deletion,
+    Data,
+    Normal,
 }
 
 #[test]
 fn an_installation_is_finished_after_a_crash_at_any_step() {
-    for crash in [Crash::AfterIntent, Crash::AfterLog, Crash::AfterDeletion, Crash::AfterData, Crash::AfterNormal] {
+    for crash in [Crash::Intent, Crash::Log, Crash::Deletion, Crash::Data, Crash::Normal] {
         let mut cluster = Cluster::new(1);
         let old = region(1, "", "", &[1]);
         cluster.create(std::slice::from_ref(&old));
@@ -140,20 +140,20 @@ fn an_installation_is_finished_after_a_crash_at_any_step() {
                 raft_state,
             };
             put_intent(&opened.db, &install, "in-1").unwrap();
-            if crash >= Crash::AfterLog {
+            if crash >= Crash::Log {
                 let mut write = LogWrite::default();
                 write.push(1, LogOp::Clean);
                 write.push(1, LogOp::State(raft_state));
                 opened.log.write(write, true).unwrap();
             }
-            if crash >= Crash::AfterDeletion {
+            if crash >= Crash::Deletion {
                 let none = SnapshotManifest::default();
                 replace_data(&opened.db, &kv, Some(&old), &old, &none, &dir).unwrap();
             }
-            if crash >= Crash::AfterData {
+            if crash >= Crash::Data {
                 replace_data(&opened.db, &kv, Some(&old), &old, &manifest, &dir).unwrap();
             }
-            if crash >= Crash::AfterNormal {
+            if crash >= Crash::Normal {
                 write_normal(&opened.db, &old).unwrap();
             }
         }

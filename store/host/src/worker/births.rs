@@ -34,17 +34,20 @@ impl Worker {
     pub(super) fn create(&mut self, birth: Birth) {
         let Birth { handle, machine, apply, origin } = birth;
         let (region, core) = (handle.id(), &self.core);
-        if let Some(mut old) = self.peers.remove(&region) {
-            assert!(!old.is_initialised(), "r{region} is created twice");
-            old.abandon();
-        }
         let raft_state = stored_raft_state(core.log.raft_state(region), region);
         let now = Now::monotonic();
-        let guard = match origin {
+        let mut guard = match origin {
             Origin::Restarted => VoteGuard::new(core.still_until.0, core.still_until.0),
             Origin::Created | Origin::SplitLeader => VoteGuard::new(0, 0),
             Origin::SplitFollower => VoteGuard::new(0, now.plus(core.env.timing.quiet()).0),
         };
+        if let Some(mut old) = self.peers.remove(&region) {
+            assert!(!old.is_initialised(), "r{region} is created twice");
+            if old.peer_id() == handle.peer().id {
+                guard.inherit(old.guard());
+            }
+            old.abandon();
+        }
         let log = std::sync::Arc::clone(&core.log);
         let mut peer = Peer::new(&core.env, handle, machine, log, raft_state, apply, guard);
         if peer.is_sole_voter() || origin == Origin::SplitLeader || (origin == Origin::Created && peer.goes_first()) {
