@@ -83,9 +83,13 @@ impl Dev {
         if result.is_ok() {
             result = self.serve_clients(&placement, &numbers, &stores, urls, ports, peers).await;
         }
-        for open in stores {
-            open.store.shutdown().await;
-            open.port.stop().await;
+        let mut ports = Vec::with_capacity(stores.len());
+        for OpenStore { store, port, _folder } in stores {
+            store.close().await;
+            ports.push((port, _folder));
+        }
+        for (port, _folder) in ports {
+            port.stop().await;
         }
         numbers.stop();
         result

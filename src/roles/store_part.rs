@@ -75,10 +75,19 @@ impl StorePart {
         self.store.local()
     }
 
-    /// Stops it.
+    /// Stops it; its leaders go to other stores first.
     pub async fn shutdown(self) {
+        self.ended(Store::shutdown).await;
+    }
+
+    /// Stops it as part of a cluster that stops as a whole.
+    pub async fn close(self) {
+        self.ended(Store::close).await;
+    }
+
+    async fn ended<F: Future<Output = ()>>(self, end: impl FnOnce(Store) -> F) {
         let id = self.store.store_id();
-        self.store.shutdown().await;
+        end(self.store).await;
         self.fabric.registry.unregister(Domain::Store, id.0);
         info!(store = %id, "the store has stopped");
     }

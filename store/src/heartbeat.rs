@@ -50,7 +50,11 @@ impl Heartbeat {
                 _ = ticks.tick() => {}
                 _ = stop.changed() => return,
             }
-            full = self.beat(&mut told, full).await;
+            full = tokio::select! {
+                full = self.beat(&mut told, full) => full,
+                // Without a placement leader a heartbeat takes seconds; a stop does not wait for it.
+                _ = stop.changed() => return,
+            };
         }
     }
 

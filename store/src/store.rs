@@ -181,6 +181,11 @@ impl Store {
     /// Stops: leaders handed over, no more heartbeats, logs and data written, threads joined.
     pub async fn shutdown(self) {
         self.orders.hand_over_all(HAND_OVER).await;
+        self.close().await;
+    }
+
+    /// Stops without handing leaders over: for a cluster that stops as a whole, where nobody could take them.
+    pub async fn close(self) {
         _ = self.stop.send(true);
         _ = self.heartbeat.await;
         let host = self.host;

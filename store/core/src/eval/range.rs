@@ -18,14 +18,21 @@ use super::{WaitFor, fail};
 use crate::placeholder::{Unknown, compare_unknown, unknown};
 use crate::view::{BaseView, Damaged, Visit};
 
-/// Reads `request` as of `revision`, which everything that touches its range is applied up to. The header is left to
-/// the caller, and so is the revision that the request itself names.
-pub fn read(base: &dyn BaseView, request: &RangeRequest, revision: i64) -> Result<RangeResponse, Damaged> {
-    let range = KeyRange::user(&request.key, &request.range_end);
+/// Reads `request` in `range` as of `revision`, which everything that touches the range is applied up to. The header is
+/// left to the caller, and so is the revision that the request itself names.
+///
+/// # Errors
+/// The data under `base` cannot be read.
+pub fn read(
+    base: &dyn BaseView,
+    request: &RangeRequest,
+    range: &KeyRange,
+    revision: i64,
+) -> Result<RangeResponse, Damaged> {
     let (kvs, count) = collect(
         request,
-        &mut |visit| base.scan_at(&range, revision, visit),
-        &mut || base.count_at(&range, revision),
+        &mut |visit| base.scan_at(range, revision, visit),
+        &mut || base.count_at(range, revision),
     )?;
     Ok(finish(request, kvs, count))
 }
@@ -60,7 +67,7 @@ fn at(run: &Run<'_>, request: &RangeRequest) -> Result<RangeResponse, Stop> {
     let range = KeyRange::user(&request.key, &request.range_end);
     match run.view.overlay.touches_at(&range, request.revision) {
         Some(seq) => Err(Stop::Wait(WaitFor::Applied(seq))),
-        None => Ok(read(run.view.base, request, request.revision)?),
+        None => Ok(read(run.view.base, request, &range, request.revision)?),
     }
 }
 

@@ -1,0 +1,49 @@
+//! etcd's multi-version data in RocksDB: the regions of a store share one database.
+//!
+//! ```text
+//!  put k @9 (k was @5)                       latest    k           ─► @9            what is live now
+//!    1. read latest[k] ────── superseded     history   k, @5       ─► value at @5   what was live once, newest first
+//!    2. one write batch ─────────────────►   events    region, @9  ─► k, updated    what happened, in revision order
+//! ```
+//!
+//! - The newest version of each live key has a column family to itself: reading or listing now never meets an old version,
+//!   however many there are. A version moves to `history` when it is superseded; only a superseding write reads before it
+//!   writes.
+//! - A read at R looks at `latest` first: a record that is not newer than R is the answer. Only what has changed since R
+//!   is looked up in `history`. The few changes between a bound and its read come from a memory ring ([`recent`]).
+//! - Counts come from buckets in memory ([`braid_store_core::buckets`]), corrected by the changes after R.
+//! - Data and apply state are one write batch; what readers need to know beside the data is published under the same lock,
+//!   so a snapshot of one is a snapshot of both ([`region`]).
+//!
+//! Compaction of history is not built yet. What it needs is here: the boundary will be a row beside the events mark, and
+//! a row of `history` shows its key, revision and whether it is a tombstone, which is all a filter looks at (rules C1, C2).
+//! Each scan keeps one iterator for each column family, and looks versions up only at revisions that the caller checks
+//! against the boundary afterwards.
+//!
+//! Deliberately absent: numbers, leadership, what is in flight; retries of failed reads (damage is reported, not hidden).
+
+mod apply;
+mod changes;
+mod counts;
+mod key;
+mod options;
+mod point;
+mod recent;
+mod region;
+mod scan;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub use changes::{Change, ChangeKind, Completeness};
+pub use key::{EVENTS, HISTORY, LATEST, LOCKS, StoredKey};
+pub use options::{EngineOptions, column_families, data_ranges};
+pub use region::RegionData;
+pub use snapshot::Snapshot;
+
+use braid_store_core::view::Damaged;
+
+/// A failed read of RocksDB.
+fn unreadable(what: &str, error: &rocksdb::Error) -> Damaged {
+    Damaged(format!("{what} cannot be read: {error}"))
+}

@@ -1,0 +1,187 @@
+//! Applies decided transactions: the only writer of a region's data.
+//!
+//! A created key is written blindly. A change that supersedes a record reads it first, from this batch or from `latest`,
+//! and moves it to history. What is read must be what the evaluation saw: the change names the revision it supersedes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use braid_proto::id::RegionId;
+use braid_proto::pb::{self, TxnEffect};
+use braid_store_core::record::{Record, put_varint};
+use braid_store_core::view::Damaged;
+use rocksdb::{ColumnFamily, WriteBatch};
+
+use super::changes::{Change, ChangeKind};
+use super::key::{self, EVENTS, HISTORY, LATEST};
+use super::region::{Inner, RegionData};
+use super::scan::{Reader, decode_live};
+
+impl RegionData {
+    /// Adds `txns` to `batch`, writes it, and publishes what readers need to know. Several transactions, and several
+    /// changes of one key, may share a batch.
+    ///
+    /// # Errors
+    /// The data contradicts the changes or cannot be read or written; nothing of the batch is written then, and the
+    /// caller must not go on with the log.
+    #[must_use = "a batch that was not written must not count as applied"]
+    pub fn apply(&self, txns: &[TxnEffect], batch: WriteBatch) -> Result<(), Damaged> {
+        self.sound()?;
+        let reader = Reader::now(&self.db);
+        let mut rows = Rows {
+            reader,
+            latest: reader.family(LATEST),
+            history: reader.family(HISTORY),
+            events: reader.family(EVENTS),
+            region: self.region,
+            batch,
+            row: Vec::new(),
+            value: Vec::new(),
+            written: (changes_of(txns).take(2).count() > 1).then(HashMap::new),
+        };
+        let mut changes = Vec::new();
+        for (revision, sub, change) in changes_of(txns) {
+            let kind = rows.write(revision, sub, change)?;
+            changes.push(Change { revision, sub, kind, key: &change.key });
+        }
+        let batch = rows.batch;
+        self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
+        let newest = txns.iter().map(|txn| txn.revision).max().unwrap_or(0);
+        self.ceiling.fetch_max(newest, Ordering::SeqCst);
+        let grown = {
+            let mut inner = self.inner.write();
+            self.db.write(batch).map_err(|error| Damaged(format!("a batch cannot be written: {error}")))?;
+            inner.publish(newest, &changes)
+        };
+        self.split_buckets(&grown)
+    }
+}
+
+impl Inner {
+    /// Returns the keys whose buckets have grown too large.
+    fn publish<'c>(&mut self, newest: i64, changes: &[Change<'c>]) -> Vec<&'c [u8]> {
+        if changes.is_empty() {
+            return Vec::new();
+        }
+        let published = Arc::make_mut(&mut self.published);
+        published.applied = published.applied.max(newest);
+        let mut grown = Vec::new();
+        for change in changes {
+            published.recent.push(*change);
+            if Self::count(published, &mut self.deltas, *change) {
+                grown.push(change.key);
+            }
+        }
+        grown
+    }
+}
+
+/// All changes with their revisions and places.
+fn changes_of(txns: &[TxnEffect]) -> impl Iterator<Item = (i64, u32, &pb::Change)> {
+    txns.iter().flat_map(|txn| {
+        let numbered = (0_u32..).zip(&txn.changes);
+        numbered.map(|(sub, change)| (txn.revision, sub, change))
+    })
+}
+
+/// What this batch has made of a key: the put, or `None` for a delete.
+type Written<'t> = Option<(i64, u32, &'t pb::Change)>;
+
+/// The rows of a batch under way.
+struct Rows<'a, 't> {
+    reader: Reader<'a>,
+    latest: &'a ColumnFamily,
+    history: &'a ColumnFamily,
+    events: &'a ColumnFamily,
+    region: RegionId,
+    batch: WriteBatch,
+    /// Buffers, to allocate none for each row.
+    row: Vec<u8>,
+    value: Vec<u8>,
+    /// Keys that this batch has changed already; `None` if it makes one change only.
+    written: Option<HashMap<&'t [u8], Written<'t>>>,
+}
+
+impl<'t> Rows<'_, 't> {
+    fn write(&mut self, revision: i64, sub: u32, change: &'t pb::Change) -> Result<ChangeKind, Damaged> {
+        if change.supersedes != 0 {
+            self.keep_superseded(change)?;
+        }
+        let kind = match (change.delete, change.supersedes) {
+            (true, 0) => return Err(contradicts(change, "it deletes a key that is absent")),
+            (true, _) => ChangeKind::Deleted,
+            (false, 0) => ChangeKind::Created,
+            (false, _) => ChangeKind::Updated,
+        };
+        if change.delete {
+            self.batch.delete_cf(self.latest, &change.key);
+            self.row.clear();
+            key::history_key(&mut self.row, &change.key, revision, sub);
+            self.batch.put_cf(self.history, &self.row, b"");
+        } else {
+            debug_assert!(kind != ChangeKind::Created || !self.is_live(change)?, "{:?} is created twice", change.key);
+            self.value.clear();
+            put_varint(&mut self.value, u64::from(sub));
+            record_of(change, revision).encode(&mut self.value);
+            self.batch.put_cf(self.latest, &change.key, &self.value);
+        }
+        self.row.clear();
+        key::event_key(&mut self.row, self.region, revision, sub);
+        Change { revision, sub, kind, key: &change.key }.encode(&mut self.value);
+        self.batch.put_cf(self.events, &self.row, &self.value);
+        if let Some(written) = &mut self.written {
+            written.insert(&change.key, (!change.delete).then_some((revision, sub, change)));
+        }
+        Ok(kind)
+    }
+
+    /// Moves the record that `change` supersedes to history.
+    fn keep_superseded(&mut self, change: &pb::Change) -> Result<(), Damaged> {
+        self.row.clear();
+        let written = self.written.as_ref().and_then(|written| written.get(&change.key[..]));
+        let found = match written {
+            Some(Some((revision, sub, earlier))) => {
+                key::history_key(&mut self.row, &change.key, *revision, *sub);
+                self.value.clear();
+                record_of(earlier, *revision).encode(&mut self.value);
+                self.batch.put_cf(self.history, &self.row, &self.value);
+                *revision
+            }
+            Some(None) => return Err(contradicts(change, "the key was deleted just before")),
+            None => {
+                let value = self.reader.live(&change.key)?;
+                let value = value.ok_or_else(|| contradicts(change, "the key is absent"))?;
+                let live = decode_live(&change.key, &value)?;
+                key::history_key(&mut self.row, &change.key, live.head.mod_revision, live.sub);
+                self.batch.put_cf(self.history, &self.row, live.record);
+                live.head.mod_revision
+            }
+        };
+        if found != change.supersedes {
+            return Err(contradicts(change, &format!("the key has a record of @{found}")));
+        }
+        Ok(())
+    }
+
+    fn is_live(&self, change: &pb::Change) -> Result<bool, Damaged> {
+        match self.written.as_ref().and_then(|written| written.get(&change.key[..])) {
+            Some(written) => Ok(written.is_some()),
+            None => self.reader.is_live(&change.key),
+        }
+    }
+}
+
+fn record_of(change: &pb::Change, revision: i64) -> Record {
+    Record {
+        create_revision: change.create_revision,
+        mod_revision: revision,
+        version: change.version,
+        lease: change.lease,
+        value: change.value.clone(),
+    }
+}
+
+fn contradicts(change: &pb::Change, what: &str) -> Damaged {
+    Damaged(format!("a change of {:?} supersedes @{}, but {what}", change.key, change.supersedes))
+}

@@ -1,0 +1,98 @@
+//! How the column families are set up, and where a region's data lies in them.
+
+use braid_host::DataRange;
+use braid_proto::pb::Region;
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, Options, SliceTransform};
+
+use super::key::{self, EVENTS, HISTORY, LATEST, LOCKS};
+
+/// Bits of bloom filter for each key: about one false positive in a hundred lookups of an absent key.
+const BLOOM_BITS: f64 = 10.0;
+/// Block of live records. Smaller blocks make point reads cheaper and the index larger.
+const LATEST_BLOCK_BYTES: usize = 8 << 10;
+/// Block of rows that are read in runs.
+const RUN_BLOCK_BYTES: usize = 16 << 10;
+/// Part of a memtable that a bloom filter in front of it takes.
+const MEMTABLE_BLOOM_RATIO: f64 = 0.05;
+/// Memtables of one column family, the active one included.
+const MEMTABLES_MAX: i32 = 3;
+
+/// Memory that the column families may use.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Block cache that all column families share; filters and indexes of files live in it too.
+    pub block_cache_bytes: usize,
+    /// Size of a memtable of live records or history; at most three each. Events take a quarter.
+    pub memtable_bytes: usize,
+}
+
+/// The column families of region data.
+pub fn column_families(options: &EngineOptions) -> Vec<ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(options.block_cache_bytes);
+    let common = |memtable_bytes| {
+        let mut family = Options::default();
+        family.set_compression_type(DBCompressionType::Lz4);
+        family.set_write_buffer_size(memtable_bytes);
+        family.set_max_write_buffer_number(MEMTABLES_MAX);
+        family.set_level_compaction_dynamic_level_bytes(true);
+        family
+    };
+    let blocks = |block_bytes| {
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_block_cache(&cache);
+        blocks.set_block_size(block_bytes);
+        // Bounded by the cache, however much data the store holds.
+        blocks.set_cache_index_and_filter_blocks(true);
+        blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        blocks
+    };
+
+    let mut latest = common(options.memtable_bytes);
+    let mut latest_blocks = blocks(LATEST_BLOCK_BYTES);
+    latest_blocks.set_bloom_filter(BLOOM_BITS, false);
+    latest.set_block_based_table_factory(&latest_blocks);
+    latest.set_memtable_whole_key_filtering(true);
+    latest.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+
+    let mut history = common(options.memtable_bytes);
+    let mut history_blocks = blocks(RUN_BLOCK_BYTES);
+    history_blocks.set_bloom_filter(BLOOM_BITS, false);
+    // Versions are found by key, never by (key, revision).
+    history_blocks.set_whole_key_filtering(false);
+    history.set_block_based_table_factory(&history_blocks);
+    let in_domain = |row: &[u8]| row.len() >= key::VERSION_LEN;
+    history.set_prefix_extractor(SliceTransform::create("braid.history.key", key::history_prefix, Some(in_domain)));
+    history.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+
+    let mut events = common(options.memtable_bytes / 4);
+    events.set_block_based_table_factory(&blocks(RUN_BLOCK_BYTES));
+
+    let mut locks = common(options.memtable_bytes / 4);
+    locks.set_block_based_table_factory(&blocks(LATEST_BLOCK_BYTES));
+
+    vec![
+        ColumnFamilyDescriptor::new(LATEST, latest),
+        ColumnFamilyDescriptor::new(HISTORY, history),
+        ColumnFamilyDescriptor::new(EVENTS, events),
+        ColumnFamilyDescriptor::new(LOCKS, locks),
+    ]
+}
+
+/// Where the data of `region` lies: what a raft snapshot carries and what destroying a peer deletes.
+pub fn data_ranges(region: &Region) -> Vec<DataRange> {
+    let range = region.range();
+    let (history_start, history_end) = key::history_range(&range);
+    let mut events_end = region.id.to_be_bytes().to_vec();
+    // The next id: events of a region follow its id.
+    match region.id.checked_add(1) {
+        Some(next) => events_end = next.to_be_bytes().to_vec(),
+        None => events_end.clear(),
+    }
+    vec![
+        DataRange { cf: LATEST, start: range.start.to_vec(), end: range.end.to_vec() },
+        DataRange { cf: HISTORY, start: history_start, end: history_end },
+        DataRange { cf: EVENTS, start: region.id.to_be_bytes().to_vec(), end: events_end },
+        DataRange { cf: LOCKS, start: range.start.to_vec(), end: range.end.to_vec() },
+    ]
+}

@@ -1,0 +1,133 @@
+//! Reads of a region as it is: of one key without a snapshot, of ranges with one.
+
+use std::sync::atomic::Ordering;
+
+use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse};
+use braid_proto::key::{KeyRange, strip_user};
+use braid_proto::etcd::mvccpb::KeyValue;
+use braid_proto::range::finish;
+use braid_store_core::eval;
+use braid_store_core::record::Record;
+use braid_store_core::view::{BaseView, Damaged, Visit};
+
+use super::region::RegionData;
+use super::scan::Reader;
+use super::snapshot::Snapshot;
+
+impl RegionData {
+    /// The live record of `key`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn get_latest(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
+        self.sound()?;
+        Reader::now(&self.db).latest(key)
+    }
+
+    /// The record of `key` at `revision`, which everything that changes the key is applied up to.
+    ///
+    /// Needs no snapshot: nothing that is applied later changes what was true at `revision`. A record that is superseded
+    /// is in history by the same write, and a deletion too, so whoever misses one finds the other.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn get_at(&self, key: &[u8], revision: i64) -> Result<Option<Record>, Damaged> {
+        match self.get_latest(key)? {
+            Some(record) if record.mod_revision <= revision => Ok(Some(record)),
+            // Looked at after the key: nothing above it was visible then, so no later delete has hidden the record.
+            None if self.ceiling.load(Ordering::SeqCst) <= revision => Ok(None),
+            _ => Reader::now(&self.db).version_at(key, revision),
+        }
+    }
+
+    /// Answers `request`, whose keys are `range`, as of `revision`, which everything that touches the range is applied up
+    /// to. The header is left to the caller, and so is the revision that the request itself names.
+    ///
+    /// # Errors
+    /// The data cannot be read.
+    pub fn read_range(
+        &self,
+        request: &RangeRequest,
+        range: &KeyRange,
+        revision: i64,
+    ) -> Result<RangeResponse, Damaged> {
+        if !request.range_end.is_empty() {
+            return eval::read(&Counting { data: self, snapshot: self.snapshot()? }, request, range, revision);
+        }
+        let found = self.get_at(&range.start, revision)?;
+        let kv = found.map(|record| KeyValue {
+            key: strip_user(&range.start).unwrap_or_default(),
+            create_revision: record.create_revision,
+            mod_revision: record.mod_revision,
+            version: record.version,
+            value: record.value,
+            lease: record.lease,
+        });
+        let count = i64::from(kv.is_some());
+        Ok(finish(request, kv.into_iter().collect(), count))
+    }
+}
+
+/// Each call reads the region as it is then. What is applied between two calls comes from the leader's overlay above.
+impl BaseView for RegionData {
+    fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
+        self.get_latest(key)
+    }
+
+    fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.sound()?;
+        Reader::now(&self.db).scan_latest(range, visit)
+    }
+
+    fn count(&self, range: &KeyRange, except: &[&[u8]]) -> Result<u64, Damaged> {
+        self.snapshot()?.count(range, except)
+    }
+
+    fn scan_at(&self, range: &KeyRange, revision: i64, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.snapshot()?.scan_at(range, revision, visit)
+    }
+
+    fn count_at(&self, range: &KeyRange, revision: i64) -> Result<u64, Damaged> {
+        self.snapshot()?.count_at(range, revision)
+    }
+}
+
+/// A snapshot whose first count builds the region's counts for the next ones. This one walks: the counts are of a later
+/// moment than the snapshot.
+struct Counting<'a> {
+    data: &'a RegionData,
+    snapshot: Snapshot,
+}
+
+impl Counting<'_> {
+    fn build(&self) -> Result<(), Damaged> {
+        match self.snapshot.published().counts {
+            Some(_) => Ok(()),
+            None => self.data.build_counts(),
+        }
+    }
+}
+
+impl BaseView for Counting<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
+        self.snapshot.get(key)
+    }
+
+    fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.snapshot.scan(range, visit)
+    }
+
+    fn count(&self, range: &KeyRange, except: &[&[u8]]) -> Result<u64, Damaged> {
+        self.build()?;
+        self.snapshot.count(range, except)
+    }
+
+    fn scan_at(&self, range: &KeyRange, revision: i64, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.snapshot.scan_at(range, revision, visit)
+    }
+
+    fn count_at(&self, range: &KeyRange, revision: i64) -> Result<u64, Damaged> {
+        self.build()?;
+        self.snapshot.count_at(range, revision)
+    }
+}

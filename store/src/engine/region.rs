@@ -1,0 +1,263 @@
+//! What one region replica knows in memory over the shared database, and how readers get a consistent view of both.
+//!
+//! ```text
+//!   apply ──► ceiling ──► [ write lock:  RocksDB batch,  published ]        one thread, in log order
+//!                                             │              │
+//!   snapshot ──────────► [ read lock:   RocksDB snapshot, published ]       any thread
+//!   get_at ────────────►   get, then ceiling                                any thread, no lock
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use braid_proto::id::{RegionId, Revision};
+use braid_proto::key::KeyRange;
+use braid_proto::pb::Region;
+use braid_store_core::buckets::Buckets;
+use braid_store_core::view::Damaged;
+use parking_lot::{Mutex, RwLock};
+use rocksdb::DB;
+
+use super::changes::ChangeKind;
+use super::key::{self, EVENTS, HISTORY, LATEST};
+use super::recent::Recent;
+use super::scan::Reader;
+use super::snapshot::Snapshot;
+use super::unreadable;
+
+/// What is true of the data at one moment, beside the data. Shared with snapshots, so a change copies it if one is held;
+/// its large parts are shared in turn.
+#[derive(Clone)]
+pub struct Published {
+    /// The region's keys.
+    pub range: KeyRange,
+    /// Newest revision applied. Inclusive; at least the first of all. Derived from the events at start.
+    pub applied: i64,
+    /// Exclusive: no event above it is missing on disk. `events_mark <= recent.complete_above()`.
+    pub events_mark: i64,
+    /// The newest changes.
+    pub recent: Recent,
+    /// How many keys are live where; `None` until somebody counts.
+    pub counts: Option<Buckets>,
+}
+
+/// State behind the lock that writing takes.
+pub struct Inner {
+    pub published: Arc<Published>,
+    /// What has come and gone since the walk began that builds the counts; `None` while there is no such walk.
+    pub deltas: Option<Vec<(ChangeKind, Box<[u8]>)>>,
+}
+
+/// The data of one region replica. Reads come from any thread; [`Self::apply`] and [`Self::on_region`] from one at a time.
+pub struct RegionData {
+    pub(super) db: Arc<DB>,
+    pub(super) region: RegionId,
+    pub(super) inner: RwLock<Inner>,
+    /// Newest revision that may be visible in the database. Raised before it is written, so a reader that looks here after
+    /// it has read knows what it cannot have missed. `published.applied <= ceiling`.
+    pub(super) ceiling: AtomicI64,
+    /// Held by whoever builds the counts.
+    pub(super) counting: Mutex<()>,
+    /// Bytes written since the start: what may still lie in memtables.
+    pub(super) written_bytes: AtomicU64,
+    /// Why the data cannot be used at all; every read says so.
+    damage: Option<Damaged>,
+}
+
+impl RegionData {
+    /// The data of `region` in `db`. Cheap: no walk over the data. If what it needs cannot be read, every use of it fails
+    /// with the reason.
+    pub fn open(db: Arc<DB>, region: &Region) -> Self {
+        let (events, damage) = match events_of(&db, region) {
+            Ok(events) => (events, None),
+            Err(damage) => (Events { newest: 0, mark: 0 }, Some(damage)),
+        };
+        let applied = events.newest.max(Revision::INITIAL.0);
+        let published = Published {
+            range: region.range(),
+            applied,
+            events_mark: events.mark,
+            recent: Recent::new(applied),
+            counts: None,
+        };
+        Self {
+            db,
+            region: region.region_id(),
+            inner: RwLock::new(Inner { published: Arc::new(published), deltas: None }),
+            ceiling: AtomicI64::new(applied),
+            counting: Mutex::new(()),
+            written_bytes: AtomicU64::new(0),
+            damage,
+        }
+    }
+
+    /// The region's id.
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+
+    /// Newest revision applied here. Inclusive; 1 if nothing ever was.
+    pub fn max_applied(&self) -> i64 {
+        self.inner.read().published.applied
+    }
+
+    /// This moment, for reads that must agree with each other.
+    ///
+    /// # Errors
+    /// The data could not be opened.
+    pub fn snapshot(&self) -> Result<Snapshot, Damaged> {
+        self.sound()?;
+        let inner = self.inner.read();
+        Ok(Snapshot::new(&self.db, &inner.published, self.region))
+    }
+
+    /// Releases memory that only a busy region needs: the newest changes will be read from disk.
+    pub fn trim(&self) {
+        Arc::make_mut(&mut self.inner.write().published).recent.clear();
+    }
+
+    /// Approximate bytes on disk, and keys, for reports.
+    pub fn approximate_size(&self) -> (u64, u64) {
+        let published = Arc::clone(&self.inner.read().published);
+        let latest = self.file_bytes(LATEST, &published.range.start, &published.range.end);
+        let (history_start, history_end) = key::history_range(&published.range);
+        let history = self.file_bytes(HISTORY, &history_start, &history_end);
+        let in_memory = self.number_of(LATEST, MEMTABLES) + self.number_of(HISTORY, MEMTABLES);
+        let bytes = latest + history + self.written_bytes.load(Ordering::Relaxed).min(in_memory);
+        let keys = match &published.counts {
+            Some(counts) => counts.total(),
+            None => self.estimated_keys(latest),
+        };
+        (bytes, keys)
+    }
+
+    /// The store's estimate of live keys, by this region's part of the files.
+    fn estimated_keys(&self, latest_bytes: u64) -> u64 {
+        let (keys, files) = (self.number_of(LATEST, KEYS), self.number_of(LATEST, FILES));
+        if files == 0 { keys } else { (u128::from(keys) * u128::from(latest_bytes) / u128::from(files)) as u64 }
+    }
+
+    fn file_bytes(&self, family: &str, start: &[u8], end: &[u8]) -> u64 {
+        // No key begins with a byte this high: tags of internal keys are small.
+        let end = if end.is_empty() { &[0xff; 8] } else { end };
+        let family = Reader::now(&self.db).family(family);
+        self.db.get_approximate_sizes_cf(family, &[rocksdb::Range::new(start, end)]).into_iter().sum()
+    }
+
+    fn number_of(&self, family: &str, property: &str) -> u64 {
+        let family = Reader::now(&self.db).family(family);
+        self.db.property_int_value_cf(family, property).ok().flatten().unwrap_or(0)
+    }
+
+    pub(super) fn sound(&self) -> Result<(), Damaged> {
+        self.damage.clone().map_or(Ok(()), Err)
+    }
+}
+
+const MEMTABLES: &str = "rocksdb.cur-size-all-mem-tables";
+const KEYS: &str = "rocksdb.estimate-num-keys";
+const FILES: &str = "rocksdb.live-sst-files-size";
+
+/// What the events of a region say at start.
+struct Events {
+    /// Newest revision applied, or a bound above it.
+    newest: i64,
+    mark: i64,
+}
+
+fn events_of(db: &DB, region: &Region) -> Result<Events, Damaged> {
+    let id = region.region_id();
+    let newest = newest_event(db, id)?;
+    match (mark_of(db, id)?, newest) {
+        (Some(mark), newest) => Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark }),
+        (None, Some(newest)) => Ok(Events { newest, mark: 0 }),
+        (None, None) if !has_data(db, region)? => Ok(Events { newest: 0, mark: 0 }),
+        // Data without events: the child of a split, opened for the first time. What its range has seen was applied by
+        // the parent, and recorded under the parent's id.
+        (None, None) => {
+            let mark = newest_of_store(db)?;
+            let events = Reader::now(db).family(EVENTS);
+            let row = key::StoredKey::EventsMark { region: id }.encode();
+            db.put_cf(events, row, mark.to_be_bytes())
+                .map_err(|error| Damaged(format!("{EVENTS} cannot be written: {error}")))?;
+            Ok(Events { newest: mark, mark })
+        }
+    }
+}
+
+fn mark_of(db: &DB, region: RegionId) -> Result<Option<i64>, Damaged> {
+    let row = key::StoredKey::EventsMark { region }.encode();
+    let found = db.get_pinned_cf(Reader::now(db).family(EVENTS), row).map_err(|error| unreadable(EVENTS, &error))?;
+    let Some(value) = found else { return Ok(None) };
+    let mark = value[..].try_into().map(i64::from_be_bytes);
+    mark.map(Some).map_err(|_| Damaged(format!("the events mark of {region} is damaged: {:02x?}", &value[..])))
+}
+
+/// Newest revision among the events of `region`.
+fn newest_event(db: &DB, region: RegionId) -> Result<Option<i64>, Damaged> {
+    let mut last = Vec::new();
+    key::event_key(&mut last, region, -1, u32::MAX);
+    Ok(last_event_before(db, &last)?.filter(|(found, _)| *found == region).map(|(_, revision)| revision))
+}
+
+/// A bound above every revision that this store has applied: the newest of each region's events. One seek a region; only
+/// for children of splits.
+fn newest_of_store(db: &DB) -> Result<i64, Damaged> {
+    let mut newest = Revision::INITIAL.0;
+    let mut before = vec![0xff; 20];
+    while let Some((region, revision)) = last_event_before(db, &before)? {
+        newest = newest.max(revision);
+        before = key::StoredKey::EventsMark { region }.encode();
+        if region.0 == 0 {
+            break;
+        }
+    }
+    Ok(newest)
+}
+
+/// Region and revision of the last event or mark at or before row `at`; a mark counts with its value.
+fn last_event_before(db: &DB, at: &[u8]) -> Result<Option<(RegionId, i64)>, Damaged> {
+    let mut rows = db.raw_iterator_cf(Reader::now(db).family(EVENTS));
+    rows.seek_for_prev(at);
+    let found = match rows.item() {
+        Some((row, _)) if row == at => {
+            // The place a walk has come to, not an event: revisions never use their highest bit.
+            rows.prev();
+            rows.item()
+        }
+        found => found,
+    };
+    let Some((row, value)) = found else {
+        rows.status().map_err(|error| unreadable(EVENTS, &error))?;
+        return Ok(None);
+    };
+    let damaged = || Damaged(format!("{row:02x?} is no key of {EVENTS}"));
+    match key::StoredKey::decode(EVENTS, row)? {
+        key::StoredKey::Event { region, revision, .. } => Ok(Some((region, revision))),
+        key::StoredKey::EventsMark { region } => {
+            Ok(Some((region, i64::from_be_bytes(value.try_into().map_err(|_| damaged())?))))
+        }
+        _ => Err(damaged()),
+    }
+}
+
+/// Whether the region's range holds anything, live or once live.
+fn has_data(db: &DB, region: &Region) -> Result<bool, Damaged> {
+    let range = region.range();
+    let (history_start, history_end) = key::history_range(&range);
+    let latest = (LATEST, range.start.to_vec(), range.end.to_vec());
+    for (family, start, end) in [latest, (HISTORY, history_start, history_end)] {
+        let mut options = rocksdb::ReadOptions::default();
+        options.set_total_order_seek(true);
+        if !end.is_empty() {
+            options.set_iterate_upper_bound(end);
+        }
+        let mut rows = db.raw_iterator_cf_opt(Reader::now(db).family(family), options);
+        rows.seek(start);
+        if rows.valid() {
+            return Ok(true);
+        }
+        rows.status().map_err(|error| unreadable(family, &error))?;
+    }
+    Ok(false)
+}
