@@ -1,1 +1,34 @@
-//! Placeholder.
+//! Loads, measures and checks any etcd v3 endpoint, from outside: plain gRPC, no knowledge of what answers.
+//!
+//! | To | Module |
+//! |---|---|
+//! | talk to endpoints | `client` (connections, what an error means), `session` (repeat what is idempotent) |
+//! | fill a cluster | `dataset` (Kubernetes-like objects), `keys` (numbered keys), `loader` |
+//! | read a data set back | `verify` |
+//! | measure | `workload`, `runner`, `histogram`, `resources`, `report`; `compare` for two systems side by side |
+//! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
+//! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
+//!
+//! `command` holds one file for each subcommand of the `loadtest` program; everything else is as usable from tests.
+
+pub mod check;
+pub mod client;
+pub mod cluster;
+pub mod command;
+pub mod compare;
+pub mod dataset;
+pub mod final_state;
+pub mod histogram;
+pub mod history;
+pub mod keys;
+pub mod loader;
+pub mod process;
+pub mod progress;
+pub mod random;
+pub mod report;
+pub mod resources;
+pub mod runner;
+pub mod session;
+pub mod verify;
+pub mod workload;
+pub mod writer;

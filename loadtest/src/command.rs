@@ -1,0 +1,114 @@
+//! The command line: one file for each subcommand, each with its flags and what it prints.
+
+use std::future::Future;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::client::Address;
+use crate::loader::Loader;
+use crate::session::Policy;
+
+mod compare;
+mod k8s_load;
+mod k8s_verify;
+mod run;
+mod soak;
+
+/// Loads, measures and checks any etcd v3 endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "loadtest", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fill a cluster with objects shaped like a Kubernetes registry
+    K8sLoad(k8s_load::K8sLoad),
+    /// Read back what k8s-load wrote and compare every byte
+    K8sVerify(k8s_verify::K8sVerify),
+    /// Measure one workload
+    Run(run::Run),
+    /// Measure three braid servers side by side with three etcd members
+    Compare(compare::Compare),
+    /// Write steadily, then check that nothing acknowledged was lost; break things meanwhile
+    Soak(soak::Soak),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::K8sLoad(command) => block_on(command.run()),
+            Command::K8sVerify(command) => block_on(command.run()),
+            Command::Run(command) => command.run(),
+            Command::Compare(command) => command.run(),
+            Command::Soak(command) => block_on(command.run()),
+        }
+    }
+}
+
+/// Where the servers are.
+#[derive(Debug, Clone, Args)]
+struct Endpoints {
+    /// Endpoints, separated by commas; all are used in turn
+    #[arg(long, value_name = "URL,..", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
+    endpoints: Vec<Address>,
+}
+
+/// Form of the result on standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Human,
+    /// One JSON object.
+    Json,
+}
+
+impl Output {
+    fn print<T: Serialize>(self, value: &T, human: impl FnOnce(&T)) -> anyhow::Result<()> {
+        match self {
+            Self::Human => human(value),
+            Self::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        }
+        Ok(())
+    }
+}
+
+/// A loader with a connection for every 32 clients, and at least two for each endpoint.
+fn loader(endpoints: &[Address], clients: usize) -> Loader {
+    let connections = clients.div_ceil(32).max(2 * endpoints.len());
+    Loader { endpoints: endpoints.to_vec(), clients, connections, policy: Policy::default() }
+}
+
+/// Runs a future on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn endpoints_are_separated_by_commas() {
+        let cli =
+            Cli::try_parse_from(["loadtest", "k8s-load", "--keys", "5", "--endpoints", "a:1,http://b:2"]).unwrap();
+        let Command::K8sLoad(command) = cli.command else { panic!("another command") };
+        assert_eq!(command.endpoints.endpoints[1].url(), "http://b:2");
+        assert!(Cli::try_parse_from(["loadtest", "k8s-load", "--endpoints", "nonsense"]).is_err());
+    }
+}

@@ -1,0 +1,73 @@
+//! A comparison as Markdown.
+
+use std::fmt::Write;
+
+use super::{Medians, Outcome, RowOutcome, errors};
+
+/// The whole comparison.
+pub fn markdown(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    let [a, b] = &outcome.sides;
+    let Outcome { cpus, members, keys, value_bytes, .. } = outcome;
+    push(&mut text, format_args!("{} ({}) against {} ({})", a.name, a.version, b.name, b.version));
+    push(&mut text, format_args!("{members} members each, {keys} keys, values of {value_bytes} bytes, {cpus} CPUs\n"));
+    let (a, b) = (&a.name, &b.name);
+    push(
+        &mut text,
+        format_args!(
+            "| row | {a} ops/s | {b} ops/s | ratio (min..max) | p50 ms {a} / {b} | p99 ms {a} / {b} \
+         | server CPU µs/op {a} / {b} | client CPU µs/op {a} / {b} |"
+        ),
+    );
+    push(&mut text, format_args!("|---|--:|--:|--:|--:|--:|--:|--:|"));
+    outcome.rows.iter().for_each(|row| push(&mut text, format_args!("{}", line(row))));
+    push(&mut text, format_args!("\n| per member | {a} | {b} | ratio |\n|---|--:|--:|--:|"));
+    let sides = [&outcome.sides[0], &outcome.sides[1]];
+    let mut footprint = |name: &str, bytes: [u64; 2]| {
+        let [x, y] = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20) / *members as f64);
+        push(&mut text, format_args!("| {name} | {x:.0} MiB | {y:.0} MiB | {:.2} |", x / y));
+    };
+    footprint("memory after loading", sides.map(|side| side.loaded.resident_bytes));
+    footprint("memory at the end", sides.map(|side| side.end.resident_bytes));
+    footprint("disk after loading", sides.map(|side| side.loaded.disk_bytes));
+    footprint("disk at the end", sides.map(|side| side.end.disk_bytes));
+    notes(&mut text, outcome);
+    text
+}
+
+fn line(row: &RowOutcome) -> String {
+    let [a, b] = &row.medians;
+    let pair = |figure: fn(&Medians) -> f64, digits: usize| format!("{:.digits$} / {:.digits$}", figure(a), figure(b));
+    format!(
+        "| {} | {:.0} | {:.0} | {:.2} ({:.2}..{:.2}) | {} | {} | {} | {} |",
+        row.row,
+        a.operations_per_second,
+        b.operations_per_second,
+        row.ratio.median,
+        row.ratio.min,
+        row.ratio.max,
+        pair(|medians| medians.p50_us / 1e3, 2),
+        pair(|medians| medians.p99_us / 1e3, 2),
+        pair(|medians| medians.server_cpu_us_per_operation, 1),
+        pair(|medians| medians.client_cpu_us_per_operation, 1),
+    )
+}
+
+/// What must not be hidden behind a median.
+fn notes(text: &mut String, outcome: &Outcome) {
+    for row in &outcome.rows {
+        for (number, side) in outcome.sides.iter().enumerate() {
+            for (error, count) in errors(row, number) {
+                push(text, format_args!("\n{} on {}: {count} operations failed: {error}", row.row, side.name));
+            }
+            let unfinished: u64 = row.rounds.iter().map(|round| round[number].unfinished).sum();
+            if unfinished > 0 {
+                push(text, format_args!("\n{} on {}: {unfinished} clients never got an answer", row.row, side.name));
+            }
+        }
+    }
+}
+
+fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("writing to a string never fails");
+}

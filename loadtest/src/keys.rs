@@ -1,0 +1,221 @@
+//! Which keys a workload touches, in which order, and the values it writes.
+
+use std::str::FromStr;
+
+use anyhow::Context;
+use bytes::{BufMut, Bytes, BytesMut};
+use indicatif::ProgressBar;
+
+use crate::client::{prefix_end, range};
+use crate::loader::{Loaded, Loader};
+use crate::random::Random;
+use crate::session::Pool;
+
+use braid_proto::etcd::etcdserverpb::RangeRequest;
+
+/// Digits of a key's number: fixed, so that key order is number order.
+const DIGITS: usize = 10;
+
+/// Random bytes that all values of one worker are cut from.
+const POOL_BYTES: usize = 64 << 10;
+
+/// A worker's keys are cut from pieces of this size: one allocation for a few thousand keys.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Numbered keys under one prefix, with values of one size.
+#[derive(Debug, Clone)]
+pub struct KeySpace {
+    /// Prefix of all keys.
+    pub prefix: String,
+    /// How many keys.
+    pub count: u64,
+    /// Bytes of a value.
+    pub value_bytes: usize,
+}
+
+impl KeySpace {
+    /// Checks what later code relies on.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.prefix.is_empty(), "the key prefix must not be empty");
+        anyhow::ensure!(self.count > 0, "there must be at least one key");
+        anyhow::ensure!(self.count <= 10u64.pow(DIGITS as u32), "more keys than {DIGITS} digits can number");
+        Ok(())
+    }
+
+    /// Writes the key with this number.
+    fn put_key(&self, out: &mut BytesMut, number: u64) {
+        out.put_slice(self.prefix.as_bytes());
+        let mut digits = [b'0'; DIGITS];
+        let mut rest = number;
+        for digit in digits.iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        out.put_slice(&digits);
+    }
+
+    /// The key with this number.
+    pub fn key(&self, number: u64) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.prefix.len() + DIGITS);
+        self.put_key(&mut out, number);
+        out.freeze()
+    }
+
+    /// How many keys of the key space (or others under its prefix) the cluster holds.
+    pub async fn present(&self, pool: &Pool) -> anyhow::Result<u64> {
+        let prefix = Bytes::copy_from_slice(self.prefix.as_bytes());
+        let end = prefix_end(&prefix);
+        let reply = pool.session(0).call(RangeRequest { count_only: true, ..range(prefix, end) }).await?;
+        u64::try_from(reply.count).context("the server counted fewer than no keys")
+    }
+
+    /// Puts every key once.
+    pub async fn fill(&self, loader: &Loader, seed: u64, bar: &ProgressBar) -> anyhow::Result<Loaded> {
+        let space = self.clone();
+        let entry = move |number| (space.key(number), Random::new(seed, number).bytes(space.value_bytes).into());
+        loader.load(self.count, entry, bar).await
+    }
+}
+
+/// In which order the keys are picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distribution {
+    /// Every key equally often, in random order.
+    Uniform,
+    /// One after the other; workers start at evenly spread places.
+    Sequential,
+}
+
+impl FromStr for Distribution {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "uniform" => Ok(Self::Uniform),
+            "sequential" => Ok(Self::Sequential),
+            _ => Err(format!("{text:?} is not one of uniform, sequential")),
+        }
+    }
+}
+
+/// One worker's keys and values. Makes them without an allocation each.
+#[derive(Debug)]
+pub struct Picker {
+    space: KeySpace,
+    distribution: Distribution,
+    random: Random,
+    /// The next key of the sequential order.
+    next: u64,
+    /// The worker's own key.
+    own: u64,
+    piece: BytesMut,
+    values: Bytes,
+}
+
+impl Picker {
+    /// The picker of one of `workers` workers.
+    pub fn new(space: &KeySpace, distribution: Distribution, seed: u64, worker: usize, workers: usize) -> Self {
+        let mut random = Random::new(seed, worker as u64);
+        let own = (u128::from(space.count) * worker as u128 / workers as u128) as u64;
+        let values = Bytes::from(random.bytes(POOL_BYTES + space.value_bytes));
+        Self { space: space.clone(), distribution, random, next: own, own, piece: BytesMut::new(), values }
+    }
+
+    /// The next key to touch.
+    pub fn key(&mut self) -> Bytes {
+        let number = match self.distribution {
+            Distribution::Uniform => self.random.below(self.space.count),
+            Distribution::Sequential => {
+                let number = self.next;
+                self.next = (number + 1) % self.space.count;
+                number
+            }
+        };
+        self.cut(number)
+    }
+
+    /// The key that this worker alone writes, as long as there are at least as many keys as workers. Own keys are
+    /// spread evenly over the key space, so that they fall into all of its regions.
+    pub fn own_key(&mut self) -> Bytes {
+        self.cut(self.own)
+    }
+
+    /// The next value to write. Incompressible.
+    pub fn value(&mut self) -> Bytes {
+        let start = self.random.below(POOL_BYTES as u64) as usize;
+        self.values.slice(start..start + self.space.value_bytes)
+    }
+
+    /// A number below `bound`, for choices of the workload.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.random.below(bound)
+    }
+
+    fn cut(&mut self, number: u64) -> Bytes {
+        let bytes = self.space.prefix.len() + DIGITS;
+        if self.piece.capacity() < bytes {
+            self.piece = BytesMut::with_capacity(PIECE_BYTES.max(bytes));
+        }
+        self.space.put_key(&mut self.piece, number);
+        self.piece.split().freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn space(count: u64) -> KeySpace {
+        KeySpace { prefix: "bench/".into(), count, value_bytes: 100 }
+    }
+
+    #[test]
+    fn key_order_is_number_order() {
+        let space = space(1_000);
+        assert_eq!(space.key(7)[..], b"bench/0000000007"[..]);
+        assert!((1..1_000).all(|number| space.key(number - 1) < space.key(number)));
+    }
+
+    #[test]
+    fn pickers_are_deterministic_and_differ_between_workers() {
+        let keys = |worker| {
+            let mut picker = Picker::new(&space(1_000), Distribution::Uniform, 1, worker, 4);
+            (0..50).map(|_| (picker.key(), picker.value())).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(0), keys(0));
+        assert_ne!(keys(0), keys(1));
+        assert!(keys(0).iter().all(|(_, value)| value.len() == 100));
+    }
+
+    #[test]
+    fn a_sequential_picker_walks_all_keys_and_starts_again() {
+        let mut picker = Picker::new(&space(5), Distribution::Sequential, 1, 1, 2);
+        let numbers: Vec<_> = (0..6).map(|_| picker.key()[15] - b'0').collect();
+        assert_eq!(numbers, [2, 3, 4, 0, 1, 2]);
+    }
+
+    #[test]
+    fn own_keys_differ_and_are_spread() {
+        let own = |worker| Picker::new(&space(1_000), Distribution::Uniform, 1, worker, 64).own_key();
+        let keys: HashSet<_> = (0..64).map(own).collect();
+        assert_eq!(keys.len(), 64);
+        assert!(keys.contains(&space(1_000).key(500)));
+    }
+
+    #[test]
+    fn keys_survive_the_change_of_the_piece() {
+        let mut picker = Picker::new(&space(1_000_000), Distribution::Sequential, 1, 0, 1);
+        let keys: Vec<_> = (0..2 * PIECE_BYTES / 16).map(|_| picker.key()).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] < pair[1] && pair[1].len() == 16));
+    }
+
+    #[test]
+    fn impossible_key_spaces_are_refused() {
+        assert!(space(0).check().is_err());
+        assert!(space(10u64.pow(10) + 1).check().is_err());
+        assert!(KeySpace { prefix: String::new(), ..space(1) }.check().is_err());
+        assert!(space(1).check().is_ok());
+    }
+}

@@ -1,0 +1,123 @@
+//! What one run measured, as JSON (the fields below) and for people.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::histogram::{Latencies, Summary};
+use crate::runner::{Measured, Plan};
+use crate::workload::Kind;
+
+/// The figures of one run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Name of the workload.
+    pub workload: String,
+    /// Workers.
+    pub clients: usize,
+    /// TCP connections.
+    pub connections: usize,
+    /// Keys and value size.
+    pub keys: u64,
+    /// Bytes of a value.
+    pub value_bytes: usize,
+    /// Scheduled operations per second; none is a closed loop.
+    pub rate: Option<f64>,
+    /// Length of the window.
+    pub seconds: f64,
+    /// Operations that succeeded within the window.
+    pub operations: u64,
+    /// The same per second.
+    pub operations_per_second: f64,
+    /// Latency of all kinds together.
+    pub latency: Summary,
+    /// Latency of each kind that occurred.
+    pub kinds: BTreeMap<&'static str, Summary>,
+    /// Failed operations by code and text.
+    pub errors: BTreeMap<String, u64>,
+    /// Workers that were still busy when the run was given up.
+    pub unfinished: u64,
+    /// Open loop: how late free workers started, the client's own doing.
+    pub lateness: Option<Summary>,
+    /// CPU time of this process for each operation.
+    pub client_cpu_us_per_operation: f64,
+    /// CPU time of the server processes for each operation, if any were named.
+    pub server_cpu_us_per_operation: Option<f64>,
+}
+
+impl Report {
+    pub(crate) fn new(plan: &Plan, measured: Measured, client_cpu: Duration, server_cpu: Option<Duration>) -> Self {
+        let mut all = Latencies::new();
+        measured.latencies.iter().for_each(|latencies| all.merge(latencies));
+        let kinds = Kind::ALL.iter().map(|&kind| (kind.name(), measured.latencies[kind as usize].summary()));
+        let seconds = plan.duration.as_secs_f64();
+        let per_operation = |time: Duration| time.as_secs_f64() * 1e6 / measured.completed.max(1) as f64;
+        Self {
+            workload: plan.workload.to_string(),
+            clients: plan.clients,
+            connections: plan.layout().0,
+            keys: plan.keys.count,
+            value_bytes: plan.keys.value_bytes,
+            rate: plan.rate,
+            seconds,
+            operations: measured.completed,
+            operations_per_second: measured.completed as f64 / seconds,
+            latency: all.summary(),
+            kinds: kinds.filter(|(_, summary)| summary.count > 0).collect(),
+            errors: measured.errors,
+            unfinished: measured.unfinished,
+            lateness: plan.rate.map(|_| measured.lateness.summary()),
+            client_cpu_us_per_operation: per_operation(client_cpu),
+            server_cpu_us_per_operation: server_cpu.map(per_operation),
+        }
+    }
+
+    /// Failed operations.
+    pub fn failed(&self) -> u64 {
+        self.errors.values().sum()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { workload, clients, connections, keys, value_bytes, seconds, .. } = self;
+        let pace = self.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("{rate} operations/s scheduled"));
+        writeln!(f, "{workload}: {clients} clients on {connections} connections, {pace}, {seconds:.1} s")?;
+        writeln!(f, "{keys} keys, values of {value_bytes} bytes")?;
+        writeln!(f)?;
+        writeln!(f, "operations      {} ({:.0}/s)", self.operations, self.operations_per_second)?;
+        writeln!(f, "client CPU      {:.1} us per operation", self.client_cpu_us_per_operation)?;
+        if let Some(cpu) = self.server_cpu_us_per_operation {
+            writeln!(f, "server CPU      {cpu:.1} us per operation")?;
+        }
+        writeln!(f)?;
+        writeln!(f, "latency, ms       count      mean       p50       p90       p99     p99.9       max")?;
+        for (name, summary) in &self.kinds {
+            writeln!(f, "{name:<13}{}", row(summary))?;
+        }
+        if self.kinds.len() > 1 {
+            writeln!(f, "{:<13}{}", "all", row(&self.latency))?;
+        }
+        if let Some(lateness) = &self.lateness {
+            writeln!(f, "{:<13}{}", "client late", row(lateness))?;
+        }
+        for (text, count) in &self.errors {
+            writeln!(f, "FAILED          {count} x {text}")?;
+        }
+        if self.unfinished > 0 {
+            writeln!(f, "UNFINISHED      {} clients still waited when the run was given up", self.unfinished)?;
+        }
+        Ok(())
+    }
+}
+
+fn row(summary: &Summary) -> String {
+    let mut text = format!("{:>10}", summary.count);
+    let Summary { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. } = *summary;
+    for micros in [mean_us, p50_us, p90_us, p99_us, p999_us, max_us] {
+        write!(text, "{:>10.3}", micros / 1e3).expect("writing to a string never fails");
+    }
+    text
+}

@@ -1,0 +1,163 @@
+//! Runs a workload for a while and measures it.
+//!
+//! 1. Every thread has a runtime of its own, with its share of the connections and of the workers on them: nothing on
+//!    the path of an operation crosses threads or takes a lock.
+//! 2. All connect and prepare; the clock starts when the last one is ready.
+//! 3. After the warm-up comes the window, in which operations count. CPU time is read at both its ends.
+//! 4. At the end each worker finishes its present operation. What takes too long is counted as unfinished, and is why no
+//!    operation needs a deadline (and a timer) of its own.
+//!
+//! Closed loop: a worker starts its next operation when the last one is done. Open loop (`rate`): a worker's operations
+//! have a schedule; latency counts from the scheduled start, so that a server that stalls for a second shows a second
+//! for each operation that should have started meanwhile. A worker does one operation at a time, so the backlog is
+//! bounded by the schedule of the run.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::ProgressBar;
+use tokio::sync::watch;
+
+use crate::client::Address;
+use crate::histogram::Latencies;
+use crate::keys::{Distribution, KeySpace};
+use crate::report::Report;
+use crate::resources;
+use crate::workload::Workload;
+
+mod worker;
+
+pub use worker::Measured;
+use worker::{Clock, Share};
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What the workers do.
+    pub workload: Workload,
+    /// Where, in turn.
+    pub endpoints: Vec<Address>,
+    /// Workers.
+    pub clients: usize,
+    /// TCP connections that they share, in turn.
+    pub connections: usize,
+    /// Threads that they share, in turn.
+    pub threads: usize,
+    /// Time before the window.
+    pub warmup: Duration,
+    /// The window.
+    pub duration: Duration,
+    /// Operations per second of all workers together; none is a closed loop.
+    pub rate: Option<f64>,
+    /// Keys and value size.
+    pub keys: KeySpace,
+    /// Order of the keys.
+    pub distribution: Distribution,
+    /// Makes keys, values and choices repeatable.
+    pub seed: u64,
+    /// Local server processes whose CPU time is measured along.
+    pub servers: Vec<u32>,
+}
+
+/// Latency of an operation that is not done this long after the end is unknown.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often the progress bar moves.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+impl Plan {
+    fn check(&self) -> anyhow::Result<()> {
+        self.keys.check()?;
+        anyhow::ensure!(!self.endpoints.is_empty(), "no endpoints");
+        anyhow::ensure!(self.clients > 0, "there must be at least one client");
+        anyhow::ensure!(!self.duration.is_zero(), "the run must last longer than no time");
+        anyhow::ensure!(self.rate.is_none_or(|rate| rate.is_finite() && rate > 0.0), "the rate must be above 0");
+        anyhow::ensure!(
+            !self.workload.owns_keys() || self.keys.count >= self.clients as u64,
+            "{} keys are too few for {} clients: in this workload each needs one of its own",
+            self.keys.count,
+            self.clients
+        );
+        Ok(())
+    }
+
+    /// Connections and threads: more connections than workers, or threads than connections, would idle.
+    pub fn layout(&self) -> (usize, usize) {
+        let connections = self.connections.clamp(1, self.clients);
+        (connections, self.threads.clamp(1, connections))
+    }
+}
+
+/// Runs it. Blocks the calling thread, which must not belong to a runtime.
+pub fn run(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
+    plan.check()?;
+    let (connections, threads) = plan.layout();
+    let done = Arc::new(AtomicU64::new(0));
+    let (go, start) = watch::channel(None::<Clock>);
+    let (ready, all_ready) = mpsc::sync_channel(threads);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|number| {
+                let share = Share { plan, number, threads, connections };
+                let (start, ready, done) = (start.clone(), ready.clone(), Arc::clone(&done));
+                scope.spawn(move || share.run(start, ready, done))
+            })
+            .collect();
+        drop((start, ready));
+        let measured = wait_until_ready(&all_ready, threads).and_then(|()| {
+            let clock = Clock::from_now(plan.warmup, plan.duration);
+            go.send_replace(Some(clock));
+            follow(plan, clock, &done, bar)
+        });
+        // Without a clock the workers end: they see the sender go.
+        drop(go);
+        let mut sum = Measured::default();
+        for worker in workers {
+            match worker.join() {
+                Ok(part) => sum.add(part?),
+                Err(_) => anyhow::bail!("a client thread panicked"),
+            }
+        }
+        let (client_cpu, server_cpu) = measured?;
+        Ok(Report::new(plan, sum, client_cpu, server_cpu))
+    })
+}
+
+fn wait_until_ready(all_ready: &mpsc::Receiver<()>, threads: usize) -> anyhow::Result<()> {
+    // A thread that fails drops its sender without a word; its error comes with the join.
+    (0..threads).try_for_each(|_| all_ready.recv()).context("a client could not get ready")
+}
+
+/// Waits until the window is over; gives the CPU time that this process and the servers used in it.
+fn follow(
+    plan: &Plan,
+    clock: Clock,
+    done: &AtomicU64,
+    bar: &ProgressBar,
+) -> anyhow::Result<(Duration, Option<Duration>)> {
+    let cpu = || -> anyhow::Result<(Duration, Duration)> {
+        Ok((resources::cpu_time(std::process::id())?, resources::cpu_time_of_all(&plan.servers)?))
+    };
+    sleep_until(clock.window_start);
+    let before = cpu()?;
+    while Instant::now() + PROGRESS < clock.end {
+        thread::sleep(PROGRESS);
+        let elapsed = clock.window_start.elapsed();
+        bar.set_position(elapsed.as_millis() as u64);
+        bar.set_prefix(format!("{:.0}/s", done.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64()));
+    }
+    sleep_until(clock.end);
+    let after = cpu()?;
+    let servers = (!plan.servers.is_empty()).then(|| after.1.saturating_sub(before.1));
+    Ok((after.0.saturating_sub(before.0), servers))
+}
+
+fn sleep_until(instant: Instant) {
+    thread::sleep(instant.saturating_duration_since(Instant::now()));
+}
+
+/// Latencies by kind of operation.
+pub type ByKind = [Latencies; crate::workload::Kind::ALL.len()];

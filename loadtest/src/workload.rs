@@ -1,0 +1,170 @@
+//! What a worker does again and again. One file for each workload; the runner, the histograms and the report are shared.
+//!
+//! A workload is a `Driver`: made once for each worker, asked for one operation after the other. To add one, write its
+//! file, its variants here and their arms.
+
+use std::fmt;
+use std::str::FromStr;
+
+use tonic::Status;
+
+use crate::client::Kv;
+use crate::keys::Picker;
+
+pub mod get;
+pub mod mixed;
+pub mod put;
+pub mod txn;
+
+/// The workloads by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// Puts.
+    Put,
+    /// Linearizable gets of one key.
+    Get,
+    /// Serializable gets of one key.
+    GetSerializable,
+    /// Compare the mod_revision of the worker's own key and put it.
+    Txn,
+    /// Seven linearizable gets, two puts and one transaction in ten operations.
+    Mixed,
+}
+
+impl Workload {
+    const NAMES: [(Self, &'static str); 5] = [
+        (Self::Put, "put"),
+        (Self::Get, "get"),
+        (Self::GetSerializable, "get-serializable"),
+        (Self::Txn, "txn"),
+        (Self::Mixed, "mixed"),
+    ];
+
+    /// Whether the keys must be there before it starts.
+    pub fn reads(self) -> bool {
+        matches!(self, Self::Get | Self::GetSerializable | Self::Mixed)
+    }
+
+    /// Whether each worker needs a key of its own.
+    pub fn owns_keys(self) -> bool {
+        matches!(self, Self::Txn | Self::Mixed)
+    }
+}
+
+impl FromStr for Workload {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(_, name)| *name == text);
+        let names = || Self::NAMES.map(|(_, name)| name).join(", ");
+        found.map(|(workload, _)| *workload).ok_or_else(|| format!("{text:?} is not one of {}", names()))
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (_, name) = Self::NAMES.iter().find(|(workload, _)| workload == self).expect("every workload has a name");
+        f.write_str(name)
+    }
+}
+
+/// The kinds of operation that reports keep apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Kind {
+    /// A put.
+    Put,
+    /// A get.
+    Get,
+    /// A transaction whose comparison held.
+    Txn,
+    /// A transaction whose comparison did not hold.
+    TxnConflict,
+}
+
+impl Kind {
+    /// All of them, in order of their number.
+    pub const ALL: [Self; 4] = [Self::Put, Self::Get, Self::Txn, Self::TxnConflict];
+
+    /// Its name in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Txn => "txn",
+            Self::TxnConflict => "txn-conflict",
+        }
+    }
+}
+
+/// One worker's stream of operations. Lives on one thread.
+pub trait Driver {
+    /// Done once before the clock starts.
+    fn prepare(&mut self, kv: &mut Kv) -> impl Future<Output = Result<(), Status>>;
+
+    /// Does the next operation.
+    fn operation(&mut self, kv: &mut Kv) -> impl Future<Output = Result<Kind, Status>>;
+}
+
+/// A driver of any workload, so that the runner has one type to run.
+pub enum AnyDriver {
+    /// See `put`.
+    Put(put::Put),
+    /// See `get`.
+    Get(get::Get),
+    /// See `txn`.
+    Txn(txn::Txn),
+    /// See `mixed`.
+    Mixed(mixed::Mixed),
+}
+
+impl AnyDriver {
+    /// The driver of one worker.
+    pub fn new(workload: Workload, picker: Picker) -> Self {
+        match workload {
+            Workload::Put => Self::Put(put::Put::new(picker)),
+            Workload::Get => Self::Get(get::Get::new(picker, false)),
+            Workload::GetSerializable => Self::Get(get::Get::new(picker, true)),
+            Workload::Txn => Self::Txn(txn::Txn::new(picker)),
+            Workload::Mixed => Self::Mixed(mixed::Mixed::new(picker)),
+        }
+    }
+}
+
+impl Driver for AnyDriver {
+    async fn prepare(&mut self, kv: &mut Kv) -> Result<(), Status> {
+        match self {
+            Self::Put(driver) => driver.prepare(kv).await,
+            Self::Get(driver) => driver.prepare(kv).await,
+            Self::Txn(driver) => driver.prepare(kv).await,
+            Self::Mixed(driver) => driver.prepare(kv).await,
+        }
+    }
+
+    async fn operation(&mut self, kv: &mut Kv) -> Result<Kind, Status> {
+        match self {
+            Self::Put(driver) => driver.operation(kv).await,
+            Self::Get(driver) => driver.operation(kv).await,
+            Self::Txn(driver) => driver.operation(kv).await,
+            Self::Mixed(driver) => driver.operation(kv).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workload_is_read_by_the_name_it_prints() {
+        for (workload, _) in Workload::NAMES {
+            assert_eq!(workload.to_string().parse(), Ok(workload));
+        }
+        assert!("putt".parse::<Workload>().unwrap_err().contains("get-serializable"));
+    }
+
+    #[test]
+    fn kinds_are_numbered_in_their_order() {
+        assert!(Kind::ALL.iter().enumerate().all(|(number, &kind)| kind as usize == number));
+    }
+}

@@ -1,0 +1,180 @@
+//! A KV service in memory, with one revision counter and no faults but those a test asks for.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use braid_loadtest::client::Address;
+use braid_proto::etcd::etcdserverpb::compare::{CompareTarget, TargetUnion};
+use braid_proto::etcd::etcdserverpb::kv_server::{Kv, KvServer};
+use braid_proto::etcd::etcdserverpb::request_op::Request as Op;
+use braid_proto::etcd::etcdserverpb::response_op::Response as OpReply;
+use braid_proto::etcd::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+};
+use braid_proto::etcd::mvccpb::KeyValue;
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+/// What a put meets.
+pub enum Fault {
+    /// Done and answered.
+    None,
+    /// Done, but the answer is an error.
+    AnswerLost,
+    /// Answered, but not done.
+    Forgotten,
+    /// Done twice.
+    Repeated,
+    /// Not done: the server asks to come back later.
+    Busy,
+    /// Never answered.
+    Hangs,
+}
+
+/// Chooses the fault of the n-th put (from 0).
+pub type Faults = fn(u64) -> Fault;
+
+/// A running server; gone when dropped.
+pub struct Memory {
+    pub address: Address,
+    pub state: Arc<Mutex<State>>,
+    _stop: watch::Sender<()>,
+}
+
+/// All keys.
+pub struct State {
+    pub revision: i64,
+    pub keys: BTreeMap<Bytes, KeyValue>,
+}
+
+impl Memory {
+    /// Starts one.
+    pub async fn start(faults: Faults) -> Self {
+        let state = Arc::new(Mutex::new(State { revision: 1, keys: BTreeMap::new() }));
+        let service = Service { state: Arc::clone(&state), puts: AtomicU64::new(0), faults };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let (stop, mut stopped) = watch::channel(());
+        let server = tonic::transport::Server::builder().add_service(KvServer::new(service));
+        // A hanging put must not hold the server up, so it is not awaited at the end.
+        tokio::spawn(async move {
+            tokio::select! {
+                served = server.serve_with_incoming(TcpListenerStream::new(listener)) => served.unwrap(),
+                _ = stopped.changed() => {}
+            }
+        });
+        Self { address, state, _stop: stop }
+    }
+}
+
+struct Service {
+    state: Arc<Mutex<State>>,
+    puts: AtomicU64,
+    faults: Faults,
+}
+
+impl State {
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader { cluster_id: 1, member_id: 1, revision: self.revision, raft_term: 1 })
+    }
+
+    fn put(&mut self, request: &PutRequest) {
+        self.revision += 1;
+        let revision = self.revision;
+        let fresh = KeyValue { key: request.key.clone(), create_revision: revision, ..KeyValue::default() };
+        let kv = self.keys.entry(request.key.clone()).or_insert(fresh);
+        kv.value = request.value.clone();
+        kv.mod_revision = revision;
+        kv.version += 1;
+    }
+
+    fn range(&self, request: &RangeRequest) -> RangeResponse {
+        let end = match &request.range_end[..] {
+            b"" => Bound::Included(request.key.clone()),
+            b"\0" => Bound::Unbounded,
+            end => Bound::Excluded(Bytes::copy_from_slice(end)),
+        };
+        let found: Vec<_> = self.keys.range((Bound::Included(request.key.clone()), end)).map(|(_, kv)| kv).collect();
+        let limit = if request.limit > 0 { request.limit as usize } else { usize::MAX };
+        let shown = if request.count_only { 0 } else { found.len().min(limit) };
+        RangeResponse {
+            header: self.header(),
+            kvs: found[..shown].iter().map(|&kv| kv.clone()).collect(),
+            more: !request.count_only && shown < found.len(),
+            count: found.len() as i64,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Service {
+    type RangeStreamStream = tokio_stream::Empty<Result<RangeStreamResponse, Status>>;
+
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        Ok(Response::new(self.state.lock().await.range(request.get_ref())))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let fault = (self.faults)(self.puts.fetch_add(1, Ordering::Relaxed));
+        if let Fault::Hangs = fault {
+            std::future::pending::<()>().await;
+        }
+        let mut state = self.state.lock().await;
+        let request = request.get_ref();
+        match fault {
+            Fault::Busy => return Err(Status::unavailable("etcdserver: no leader")),
+            // The revision passes, as if the write had been lost after it was acknowledged.
+            Fault::Forgotten => state.revision += 1,
+            Fault::Repeated => {
+                state.put(request);
+                state.put(request);
+            }
+            Fault::None | Fault::AnswerLost | Fault::Hangs => state.put(request),
+        }
+        match fault {
+            Fault::AnswerLost => Err(Status::unavailable("etcdserver: request timed out")),
+            _ => Ok(Response::new(PutResponse { header: state.header(), prev_kv: None })),
+        }
+    }
+
+    /// Only what the txn workload sends: one comparison of a mod_revision, one put, one get.
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let (mut state, request) = (self.state.lock().await, request.into_inner());
+        let [compare] = &request.compare[..] else { return Err(Status::unimplemented("one comparison")) };
+        assert_eq!(compare.target(), CompareTarget::Mod);
+        let present = state.keys.get(&compare.key).map_or(0, |kv| kv.mod_revision);
+        let succeeded = compare.target_union == Some(TargetUnion::ModRevision(present));
+        let mut responses = Vec::new();
+        for op in if succeeded { request.success } else { request.failure } {
+            responses.push(ResponseOp {
+                response: Some(match op.request {
+                    Some(Op::RequestPut(put)) => {
+                        state.put(&put);
+                        OpReply::ResponsePut(PutResponse { header: state.header(), prev_kv: None })
+                    }
+                    Some(Op::RequestRange(range)) => OpReply::ResponseRange(state.range(&range)),
+                    _ => return Err(Status::unimplemented("put or range")),
+                }),
+            });
+        }
+        Ok(Response::new(TxnResponse { header: state.header(), succeeded, responses }))
+    }
+
+    async fn delete_range(&self, _: Request<DeleteRangeRequest>) -> Result<Response<DeleteRangeResponse>, Status> {
+        Err(Status::unimplemented("delete"))
+    }
+
+    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        Err(Status::unimplemented("compact"))
+    }
+
+    async fn range_stream(&self, _: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented("range stream"))
+    }
+}
