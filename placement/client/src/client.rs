@@ -1,6 +1,7 @@
 //! Calls to placement's leader, wherever it is.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::time::Duration;
 
 use braid_proto::pb::admin_client::AdminClient;
@@ -17,10 +18,14 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
-/// How long one member may take before another is tried.
+use crate::members::Members;
+
+/// How long one member may take before another is tried; half of what is left if that is more.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause after all members were tried; doubles up to ten times as much.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Route and region lists of large clusters pass gRPC's default of 4 MiB.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Why placement was not reached, or what it answered.
 #[derive(Debug, Error)]
@@ -33,38 +38,41 @@ pub enum ClientError {
         /// What the last one said.
         last: String,
     },
-    /// The leader refused the call itself.
+    /// The leader refused the call itself, or it is unknown whether a call that must not be repeated was done.
     #[error("placement answers: {}", .0.message())]
     Refused(Status),
 }
 
+/// Whether a call whose outcome is unknown may be made again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Done twice it is as if done once.
+    Freely,
+    /// Only if it certainly was not done: a second split fails, and hides that the first one succeeded.
+    IfNotDone,
+}
+
 /// A client of placement. Cheap to share; connects when it is first used.
 pub struct PlacementClient {
-    endpoints: Vec<String>,
     state: Mutex<State>,
 }
 
 struct State {
+    members: Members,
+    /// By address: the endpoints, and what members named as leader.
     channels: HashMap<String, Channel>,
-    /// Whom to ask next.
-    target: String,
-    /// Position in `endpoints` of the last one tried without a hint.
-    position: usize,
 }
 
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($client:ident, $request:ty) -> $response:ty;)*) => {
+    ($($(#[$doc:meta])* $name:ident($client:ident, $request:ty, $repeat:ident) -> $response:ty;)*) => {
         $($(#[$doc])* pub async fn $name(&self, request: $request, deadline: Instant) -> Result<$response, ClientError> {
-            self.call(deadline, move |channel| {
+            self.call(Repeat::$repeat, deadline, move |channel| {
                 let request = request.clone();
-                async move { $client::new(channel).max_decoding_message_size(MESSAGE_MAX).$name(request).await }
+                async move { $client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).$name(request).await }
             }, |response: &$response| response.header.as_ref()).await
         })*
     };
 }
-
-/// Route and region lists of large clusters pass gRPC's default of 4 MiB.
-const MESSAGE_MAX: usize = 64 << 20;
 
 impl PlacementClient {
     /// A client of the members at `endpoints` (`host:port`, at least one).
@@ -72,49 +80,54 @@ impl PlacementClient {
     /// # Panics
     /// Without endpoints.
     pub fn new(endpoints: Vec<String>) -> Self {
-        let target = endpoints.first().expect("at least one placement endpoint").clone();
-        Self { endpoints, state: Mutex::new(State { channels: HashMap::new(), target, position: 0 }) }
+        Self { state: Mutex::new(State { members: Members::new(endpoints), channels: HashMap::new() }) }
     }
 
     /// The members' addresses.
-    pub fn endpoints(&self) -> &[String] {
-        &self.endpoints
+    pub fn endpoints(&self) -> Vec<String> {
+        self.state.lock().members.endpoints().to_vec()
     }
 
     calls! {
         /// Makes a store known.
-        register_store(Grpc, RegisterStoreRequest) -> RegisterStoreResponse;
+        register_store(Grpc, RegisterStoreRequest, Freely) -> RegisterStoreResponse;
         /// A store's report.
-        store_heartbeat(Grpc, StoreHeartbeatRequest) -> StoreHeartbeatResponse;
+        store_heartbeat(Grpc, StoreHeartbeatRequest, Freely) -> StoreHeartbeatResponse;
         /// A proxy's report.
-        proxy_heartbeat(Grpc, ProxyHeartbeatRequest) -> ProxyHeartbeatResponse;
+        proxy_heartbeat(Grpc, ProxyHeartbeatRequest, Freely) -> ProxyHeartbeatResponse;
         /// Regions from a key on.
-        get_routes(Grpc, RouteRequest) -> RouteResponse;
+        get_routes(Grpc, RouteRequest, Freely) -> RouteResponse;
         /// State of placement.
-        get_status(Grpc, StatusRequest) -> StatusResponse;
+        get_status(Grpc, StatusRequest, Freely) -> StatusResponse;
         /// All stores.
-        store_list(AdminClient, StoreListRequest) -> StoreListResponse;
+        store_list(AdminClient, StoreListRequest, Freely) -> StoreListResponse;
         /// All regions.
-        region_list(AdminClient, RegionListRequest) -> RegionListResponse;
-        /// Splits a region.
-        region_split(AdminClient, AdminSplitRequest) -> AdminSplitResponse;
+        region_list(AdminClient, RegionListRequest, Freely) -> RegionListResponse;
+        /// Splits a region. Not repeated once it may have been done.
+        region_split(AdminClient, AdminSplitRequest, IfNotDone) -> AdminSplitResponse;
         /// Hands over a region's leadership.
-        region_transfer_leader(AdminClient, AdminTransferLeaderRequest) -> AdminTransferLeaderResponse;
+        region_transfer_leader(AdminClient, AdminTransferLeaderRequest, Freely) -> AdminTransferLeaderResponse;
         /// State of placement, for operators.
-        status(AdminClient, StatusRequest) -> StatusResponse;
+        status(AdminClient, StatusRequest, Freely) -> StatusResponse;
     }
 
-    /// A channel to the member to ask next.
+    /// The member to ask next and a channel to it, connected when it is first used.
     ///
     /// # Errors
-    /// Its address is no address.
-    pub fn channel(&self) -> Result<Channel, String> {
+    /// Its address is no address; then another member is next.
+    pub(crate) fn channel(&self) -> Result<(String, Channel), String> {
         let mut state = self.state.lock();
-        let target = state.target.clone();
+        let target = state.members.target().to_owned();
         if let Some(channel) = state.channels.get(&target) {
-            return Ok(channel.clone());
+            return Ok((target, channel.clone()));
         }
-        let endpoint = Endpoint::from_shared(format!("http://{target}")).map_err(|e| format!("{target}: {e}"))?;
+        let endpoint = match Endpoint::from_shared(format!("http://{target}")) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                state.members.failed(&target);
+                return Err(format!("{target}: {error}"));
+            }
+        };
         let channel = endpoint
             .connect_timeout(Duration::from_secs(1))
             .tcp_nodelay(true)
@@ -122,27 +135,28 @@ impl PlacementClient {
             .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true)
             .connect_lazy();
-        state.channels.insert(target, channel.clone());
-        Ok(channel)
+        state.channels.insert(target.clone(), channel.clone());
+        Ok((target, channel))
     }
 
-    /// A member said who leads; empty: it does not know.
-    pub fn learn_leader(&self, leader: &str) {
-        if leader.is_empty() {
-            return self.try_another();
-        }
-        leader.clone_into(&mut self.state.lock().target);
+    /// The member of this process knows that `leader` leads.
+    pub(crate) fn learn_leader(&self, leader: &str) {
+        self.state.lock().members.learn(leader);
     }
 
-    /// The member asked last is of no use now.
-    pub fn try_another(&self) {
-        let mut state = self.state.lock();
-        state.position = (state.position + 1) % self.endpoints.len();
-        state.target = self.endpoints[state.position].clone();
+    /// `member` does not lead; it names `leader`, or nobody.
+    pub(crate) fn refused(&self, member: &str, leader: &str) {
+        self.state.lock().members.refused(member, leader);
+    }
+
+    /// `member` is of no use now.
+    pub(crate) fn failed(&self, member: &str) {
+        self.state.lock().members.failed(member);
     }
 
     async fn call<R, F>(
         &self,
+        repeat: Repeat,
         deadline: Instant,
         send: impl Fn(Channel) -> F,
         header: impl Fn(&R) -> Option<&PlacementHeader>,
@@ -150,49 +164,79 @@ impl PlacementClient {
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let mut last = String::from("not asked");
         let mut pause = PAUSE;
         let mut tries = 0;
         loop {
-            match self.attempt(deadline, &send).await {
-                Ok(response) => match header(&response).filter(|header| header.refused) {
-                    None => return Ok(response),
-                    Some(refused) => {
-                        "the member asked does not lead".clone_into(&mut last);
-                        self.learn_leader(&refused.not_leader);
+            let last = match self.channel() {
+                Ok((member, channel)) => match attempt(repeat, deadline, send(channel)).await {
+                    Ok(response) => match header(&response).filter(|header| header.refused) {
+                        None => return Ok(response),
+                        Some(refused) => {
+                            self.refused(&member, &refused.not_leader);
+                            format!("{member} does not lead")
+                        }
+                    },
+                    Err(status) if may_try_again(repeat, status.code()) => {
+                        self.failed(&member);
+                        format!("{member}: {}", explain(&status))
                     }
+                    Err(status) => return Err(ClientError::Refused(status)),
                 },
-                Err(status) if may_retry(status.code()) => {
-                    status.message().clone_into(&mut last);
-                    self.try_another();
-                }
-                Err(status) => return Err(ClientError::Refused(status)),
-            }
+                Err(why) => why,
+            };
             tries += 1;
+            let endpoints = self.endpoints();
             if Instant::now() + pause >= deadline {
-                return Err(ClientError::Unreachable { endpoints: self.endpoints.join(", "), last });
+                return Err(ClientError::Unreachable { endpoints: endpoints.join(", "), last });
             }
-            if tries % (self.endpoints.len() + 1) == 0 {
+            if tries % (endpoints.len() + 1) == 0 {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE * 10);
             }
         }
     }
+}
 
-    async fn attempt<R, F>(&self, deadline: Instant, send: &impl Fn(Channel) -> F) -> Result<R, Status>
-    where
-        F: Future<Output = Result<Response<R>, Status>>,
-    {
-        let channel = self.channel().map_err(Status::unavailable)?;
-        let until = deadline.min(Instant::now() + ATTEMPT.max(deadline.duration_since(Instant::now()) / 2));
-        match tokio::time::timeout_at(until, send(channel)).await {
-            Ok(answer) => answer.map(Response::into_inner),
-            Err(_) => Err(Status::unavailable("the member asked does not answer")),
+async fn attempt<R>(
+    repeat: Repeat,
+    deadline: Instant,
+    call: impl Future<Output = Result<Response<R>, Status>>,
+) -> Result<R, Status> {
+    let until = match repeat {
+        Repeat::Freely => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            deadline.min(Instant::now() + ATTEMPT.max(left / 2))
         }
+        Repeat::IfNotDone => deadline,
+    };
+    match tokio::time::timeout_at(until, call).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("no answer in time; it may have been done all the same")),
     }
 }
 
-/// Whether the call may be made again: nobody took it, or taking it twice changes nothing.
-fn may_retry(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded)
+fn may_try_again(repeat: Repeat, code: Code) -> bool {
+    match code {
+        // Nobody took it: not connected, or not ready.
+        Code::Unavailable => true,
+        Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => repeat == Repeat::Freely,
+        _ => false,
+    }
 }
+
+/// What a status says, with the causes below it: tonic's own text for a lost connection says only that there is one.
+pub(crate) fn explain(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 //! Knows placement only by its messages.
 
 mod client;
+mod members;
 mod numbers;
 mod numbers_core;
 

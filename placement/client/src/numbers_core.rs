@@ -1,16 +1,25 @@
 //! The client of the sequencer as a value: requests and answers in, one numbering request at a time out.
 //!
+//! ```text
+//!  in                                     out
+//!  request(count, caller, now)  ┐       ┌ NumberRequest to send: next(now), the same again: repeat()
+//!  answer(NumberAnswer)         ├─ Core ┤ Dealt: each caller its block, in order of arrival
+//!  give_up()                    ┘       └ callers without a number: expired, given up, drained
+//! ```
+//!
 //! 1. Requests queue in order of arrival.
 //! 2. When nothing is outstanding, all that wait become one numbering request under the next `seq` (rule Q1: a question
 //!    serves only what arrived before it was sent).
 //! 3. The answer's block is dealt out in queue order: each request gets its consecutive part, a bound its place.
 //! 4. Without an answer the same request is repeated under the same `seq` (rule N5), wherever the sequencer now is.
 //! 5. Past its deadline it is given up: its callers learn that they certainly have no number, the next request takes the
-//!    next `seq`, and an answer that still comes is ignored (H48).
+//!    next `seq`, and an answer that still comes is ignored (H48). Who waited too long behind it is told so and never
+//!    asked for, which leaves no hole.
 //!
-//! Deliberately absent: time and connections; the shell brings both.
+//! Deliberately absent: clocks and connections; the shell brings both.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use braid_proto::pb::{NumberAnswer, NumberRequest, number_answer::Refusal};
 use thiserror::Error;
@@ -19,6 +28,9 @@ use thiserror::Error;
 pub const WAITING_MAX: usize = 65_536;
 /// Numbers that one request asks for at most; the rest waits for the next.
 pub const COUNT_MAX: u32 = 1 << 20;
+/// What a request has at least, however long its callers waited behind the one before. A caller waits no longer than
+/// the patience and this.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// Consecutive revisions, given to one caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +53,7 @@ pub enum NumberError {
     /// No sequencer answered in time.
     #[error("no sequencer answered in time{0}")]
     TimedOut(String),
-    /// Too many requests wait already.
+    /// Too many requests wait already, or one asks for too many numbers.
     #[error("too many requests wait for the sequencer")]
     Overloaded,
     /// The client was stopped.
@@ -60,42 +72,67 @@ pub enum Answered<D> {
     Busy,
     /// The sequencer knows less than we do (rule N3): ask again, but somebody should look.
     Behind(String),
-    /// The sequencer has answered this or a later `seq` already and forgotten how: give up.
-    Stale,
-    /// Not the answer to what is outstanding.
+    /// It will never be answered, for this reason: give up.
+    Stale(String),
+    /// Not an answer to what is outstanding, or not one of a sequencer in office.
     Ignored,
 }
 
+/// What is to be done now.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Next<D> {
+    /// They waited too long and have no number; nobody was asked for one.
+    pub expired: Vec<D>,
+    /// Send this and wait for its answer.
+    pub request: Option<NumberRequest>,
+}
+
+impl<D> Next<D> {
+    /// Whether there is nothing to do.
+    pub fn is_nothing(&self) -> bool {
+        self.expired.is_empty() && self.request.is_none()
+    }
+}
+
+#[derive(Debug)]
 struct Waiting<D> {
     count: u32,
     done: D,
+    arrived: Instant,
 }
 
+#[derive(Debug)]
 struct Outstanding<D> {
     seq: u64,
     count: u32,
+    deadline: Instant,
     callers: Vec<Waiting<D>>,
 }
 
 /// See the module's steps. `D` is what a caller gets its answer by.
+#[derive(Debug)]
 pub struct Core<D> {
     client_id: u64,
-    incarnation: u64,
     cluster_id: u64,
+    patience: Duration,
+    /// `seq` of the newest request. Never reused.
     seq: u64,
+    /// Newest that an answer carried. Neither goes back.
     heard_epoch: u64,
     heard_revision: i64,
+    /// In order of arrival. At most [`WAITING_MAX`].
     waiting: VecDeque<Waiting<D>>,
     outstanding: Option<Outstanding<D>>,
 }
 
 impl<D> Core<D> {
-    /// A client that has heard nothing.
-    pub fn new(client_id: u64, incarnation: u64, cluster_id: u64) -> Self {
+    /// A client that has heard nothing. `client_id` is drawn at random at every process start, so the incarnation that
+    /// the protocol has for clients with lasting names is always the first.
+    pub fn new(client_id: u64, cluster_id: u64, patience: Duration) -> Self {
         Self {
             client_id,
-            incarnation,
             cluster_id,
+            patience,
             seq: 0,
             heard_epoch: 0,
             heard_revision: 0,
@@ -109,40 +146,58 @@ impl<D> Core<D> {
         (self.heard_epoch, self.heard_revision)
     }
 
-    /// Queues a request. Gives `done` back if too many wait.
-    pub fn request(&mut self, count: u32, done: D) -> Result<(), D> {
-        if self.waiting.len() >= WAITING_MAX {
+    /// The `seq` that is outstanding.
+    pub fn outstanding(&self) -> Option<u64> {
+        self.outstanding.as_ref().map(|outstanding| outstanding.seq)
+    }
+
+    /// When the outstanding request is to be given up.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.outstanding.as_ref().map(|outstanding| outstanding.deadline)
+    }
+
+    /// Queues a request. Gives `done` back if too many wait, or if no answer could be large enough.
+    pub fn request(&mut self, count: u32, done: D, now: Instant) -> Result<(), D> {
+        if self.waiting.len() >= WAITING_MAX || count > COUNT_MAX {
             return Err(done);
         }
-        self.waiting.push_back(Waiting { count, done });
+        self.waiting.push_back(Waiting { count, done, arrived: now });
         Ok(())
     }
 
     /// The numbering request to send now, if nothing is outstanding and somebody waits.
-    pub fn next(&mut self) -> Option<NumberRequest> {
-        if self.outstanding.is_some() || self.waiting.is_empty() {
-            return None;
+    pub fn next(&mut self, now: Instant) -> Next<D> {
+        if self.outstanding.is_some() {
+            return Next { expired: Vec::new(), request: None };
         }
+        let mut expired = Vec::new();
+        while self.waiting.front().is_some_and(|waiting| waiting.arrived + self.patience <= now) {
+            expired.extend(self.waiting.pop_front().map(|waiting| waiting.done));
+        }
+        let Some(oldest) = self.waiting.front().map(|waiting| waiting.arrived) else {
+            return Next { expired, request: None };
+        };
         let mut callers = Vec::with_capacity(self.waiting.len());
         let mut count = 0;
         while let Some(waiting) = self.waiting.front() {
-            if !callers.is_empty() && count + waiting.count > COUNT_MAX {
+            if count + waiting.count > COUNT_MAX {
                 break;
             }
             count += waiting.count;
             callers.extend(self.waiting.pop_front());
         }
         self.seq += 1;
-        self.outstanding = Some(Outstanding { seq: self.seq, count, callers });
-        self.repeat()
+        let deadline = (oldest + self.patience).max(now + LAST_CHANCE.min(self.patience));
+        self.outstanding = Some(Outstanding { seq: self.seq, count, deadline, callers });
+        Next { expired, request: self.repeat() }
     }
 
-    /// The outstanding request again, the same but for what was heard since.
+    /// The outstanding request again.
     pub fn repeat(&self) -> Option<NumberRequest> {
         let outstanding = self.outstanding.as_ref()?;
         Some(NumberRequest {
             client_id: self.client_id,
-            incarnation: self.incarnation,
+            incarnation: 1,
             seq: outstanding.seq,
             count: outstanding.count,
             heard_epoch: self.heard_epoch,
@@ -151,32 +206,35 @@ impl<D> Core<D> {
         })
     }
 
-    /// The `seq` that is outstanding.
-    pub fn outstanding(&self) -> Option<u64> {
-        self.outstanding.as_ref().map(|outstanding| outstanding.seq)
-    }
-
     /// Takes an answer.
     pub fn answer(&mut self, answer: &NumberAnswer) -> Answered<D> {
-        if self.outstanding() != Some(answer.seq) {
-            return Answered::Ignored;
-        }
-        match &answer.refusal {
-            Some(Refusal::NotLeader(leader)) => return Answered::NotLeader(leader.clone()),
-            Some(Refusal::Busy(_)) => return Answered::Busy,
-            Some(Refusal::Behind(why)) => return Answered::Behind(why.clone()),
-            Some(Refusal::Stale(_)) => return Answered::Stale,
-            None => {}
-        }
-        // A deposed sequencer, which the client has already left behind, or a block of another size.
-        let wrong_size = self.outstanding.as_ref().is_some_and(|outstanding| outstanding.count != answer.count);
-        if answer.epoch < self.heard_epoch || answer.base < self.heard_revision || wrong_size {
-            return Answered::Ignored;
-        }
-        let Some(outstanding) = self.outstanding.take() else { return Answered::Ignored };
-        self.heard_epoch = answer.epoch;
-        self.heard_revision = answer.base + i64::from(answer.count);
-        Answered::Dealt(deal(outstanding.callers, answer))
+        let outstanding = match self.outstanding.take() {
+            Some(outstanding) if outstanding.seq == answer.seq => outstanding,
+            other => {
+                self.outstanding = other;
+                return Answered::Ignored;
+            }
+        };
+        let answered = match &answer.refusal {
+            Some(Refusal::NotLeader(leader)) => Answered::NotLeader(leader.clone()),
+            Some(Refusal::Busy(_)) => Answered::Busy,
+            Some(Refusal::Behind(why)) => Answered::Behind(why.clone()),
+            Some(Refusal::Stale(why)) => Answered::Stale(why.clone()),
+            // A deposed sequencer, which the client has already left behind, or a block of another size.
+            None if answer.epoch < self.heard_epoch
+                || answer.base < self.heard_revision
+                || answer.count != outstanding.count =>
+            {
+                Answered::Ignored
+            }
+            None => {
+                self.heard_epoch = answer.epoch;
+                self.heard_revision = answer.base + i64::from(answer.count);
+                return Answered::Dealt(deal(outstanding.callers, answer));
+            }
+        };
+        self.outstanding = Some(outstanding);
+        answered
     }
 
     /// Gives the outstanding request up; its callers have no number.
@@ -210,105 +268,4 @@ fn deal<D>(callers: Vec<Waiting<D>>, answer: &NumberAnswer) -> Vec<(D, Block)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(seq: u64, epoch: u64, base: i64, count: u32) -> NumberAnswer {
-        NumberAnswer { seq, epoch, base, count, ..Default::default() }
-    }
-
-    fn refused(seq: u64, refusal: Refusal) -> NumberAnswer {
-        NumberAnswer { seq, refusal: Some(refusal), ..Default::default() }
-    }
-
-    fn dealt(answered: Answered<char>) -> Vec<(char, i64, u32)> {
-        match answered {
-            Answered::Dealt(blocks) => blocks.into_iter().map(|(to, b)| (to, b.base, b.count)).collect(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn core() -> Core<char> {
-        Core::new(3, 1, 9)
-    }
-
-    #[test]
-    fn what_waits_is_merged_and_dealt_out_in_order() {
-        let mut core = core();
-        core.request(2, 'a').unwrap();
-        let first = core.next().unwrap();
-        assert_eq!((first.seq, first.count), (1, 2));
-        core.request(0, 'b').unwrap();
-        core.request(3, 'c').unwrap();
-        core.request(0, 'd').unwrap();
-        assert_eq!(core.next(), None, "one request is outstanding");
-        assert_eq!(dealt(core.answer(&answer(1, 1, 10, 2))), [('a', 10, 2)]);
-        let second = core.next().unwrap();
-        assert_eq!((second.seq, second.count, second.heard_revision), (2, 3, 12));
-        assert_eq!(dealt(core.answer(&answer(2, 1, 40, 3))), [('b', 40, 0), ('c', 40, 3), ('d', 43, 0)]);
-        assert_eq!(core.heard(), (1, 43));
-    }
-
-    /// H38, Q1: a question that is already on its way does not serve who arrives later.
-    #[test]
-    fn a_bound_never_joins_a_question_already_sent() {
-        let mut core = core();
-        core.request(0, 'a').unwrap();
-        core.next().unwrap();
-        core.request(0, 'b').unwrap();
-        assert_eq!(dealt(core.answer(&answer(1, 1, 100, 0))), [('a', 100, 0)]);
-        assert_eq!(core.next().unwrap().seq, 2);
-        assert_eq!(dealt(core.answer(&answer(2, 1, 101, 0))), [('b', 101, 0)]);
-    }
-
-    /// N5: after a lost answer or a new leader the same seq and count are asked for again.
-    #[test]
-    fn a_repeat_is_the_same_request() {
-        let mut core = core();
-        core.request(5, 'a').unwrap();
-        let sent = core.next().unwrap();
-        core.request(7, 'b').unwrap();
-        assert_eq!(core.answer(&refused(1, Refusal::NotLeader("x:1".into()))), Answered::NotLeader("x:1".into()));
-        assert_eq!(core.repeat().unwrap(), sent);
-        assert_eq!(core.answer(&refused(1, Refusal::Busy(String::new()))), Answered::Busy);
-        assert_eq!(dealt(core.answer(&answer(1, 2, 50, 5))), [('a', 50, 5)]);
-    }
-
-    /// H48: a late answer to what was given up is ignored, and its numbers are never dealt out.
-    #[test]
-    fn a_late_answer_is_ignored() {
-        let mut core = core();
-        core.request(1, 'a').unwrap();
-        core.next().unwrap();
-        assert_eq!(core.give_up(), ['a']);
-        assert_eq!(core.answer(&answer(1, 1, 10, 1)), Answered::Ignored);
-        core.request(1, 'b').unwrap();
-        assert_eq!(core.next().unwrap().seq, 2);
-        assert_eq!(core.answer(&answer(1, 1, 10, 1)), Answered::Ignored);
-        assert_eq!(dealt(core.answer(&answer(2, 1, 11, 1))), [('b', 11, 1)]);
-    }
-
-    #[test]
-    fn a_deposed_sequencers_answer_is_ignored() {
-        let mut core = core();
-        core.request(1, 'a').unwrap();
-        core.next().unwrap();
-        assert_eq!(dealt(core.answer(&answer(1, 4, 2000, 1))), [('a', 2000, 1)]);
-        core.request(1, 'b').unwrap();
-        core.next().unwrap();
-        assert_eq!(core.answer(&answer(2, 3, 5000, 1)), Answered::Ignored, "older epoch");
-        assert_eq!(core.answer(&answer(2, 4, 1999, 1)), Answered::Ignored, "below what was heard");
-        assert_eq!(core.answer(&answer(2, 4, 2001, 2)), Answered::Ignored, "another size");
-        assert_eq!(dealt(core.answer(&answer(2, 4, 2001, 1))), [('b', 2001, 1)]);
-    }
-
-    #[test]
-    fn waiting_is_bounded() {
-        let mut core = core();
-        for _ in 0..WAITING_MAX {
-            core.request(1, 'x').unwrap();
-        }
-        assert_eq!(core.request(1, 'y'), Err('y'));
-        assert_eq!(core.drain().len(), WAITING_MAX);
-    }
-}
+mod tests;
