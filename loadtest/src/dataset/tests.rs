@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::*;
+use crate::random::mix;
 
 const ITEMS: u64 = 20_000;
 
@@ -13,11 +14,20 @@ fn the_same_seed_and_index_always_give_the_same_item() {
     }
 }
 
+/// A cluster loaded by one version of this program must be verified by any other.
 #[test]
 fn the_format_is_frozen() {
     let dataset = Dataset::new(1);
-    assert_eq!(dataset.key_of(0)[..], b""[..]);
+    let (key, value) = (dataset.key_of(12_345), dataset.value_of(12_345, 2));
+    assert_eq!(key.escape_ascii().to_string(), KEY);
+    assert_eq!((value.len(), &value[..VALUE.len()]), (591, VALUE));
+    let sum = value.iter().fold(0, |sum, &byte| mix(sum ^ u64::from(byte)));
+    assert_eq!(sum, 5_296_201_964_619_682_308);
 }
+
+const KEY: &str = "/registry/endpointslices/team-240/tracking-api-qx59dw-6dcg5m4";
+const VALUE: &[u8] =
+    b"k8s\0{\"kind\":\"EndpointSlice\",\"apiVersion\":\"v1\",\"metadata\":{\"name\":\"tracking-api-qx59dw-6dcg5m4\"";
 
 #[test]
 fn another_seed_or_version_gives_another_item() {
