@@ -4,7 +4,7 @@ use anyhow::Result;
 use braid_proto::pb::RegionListRequest;
 use serde::Serialize;
 
-use super::region_view::{HEAD, RegionView};
+use super::region_view::RegionView;
 use super::{Answer, Connection, Table};
 
 /// All regions in key order.
@@ -23,7 +23,7 @@ pub async fn run(mut connection: Connection) -> Result<RegionList> {
 
 impl Answer for RegionList {
     fn table(&self) -> Table {
-        let mut table = Table::new(&HEAD);
+        let mut table = RegionView::table();
         self.regions.iter().for_each(|region| region.row(&mut table));
         table
     }

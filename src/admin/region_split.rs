@@ -5,7 +5,7 @@ use braid_proto::key::user_key;
 use braid_proto::pb::AdminSplitRequest;
 use serde::Serialize;
 
-use super::region_view::{HEAD, RegionView};
+use super::region_view::RegionShape;
 use super::{Answer, Connection, Table};
 use crate::args::types::Key;
 use crate::key_text::escape;
@@ -13,8 +13,8 @@ use crate::key_text::escape;
 /// The two regions that came of one.
 #[derive(Serialize)]
 pub struct RegionSplit {
-    left: RegionView,
-    right: RegionView,
+    left: RegionShape,
+    right: RegionShape,
 }
 
 /// Splits the region that holds `key`.
@@ -25,13 +25,13 @@ pub async fn run(mut connection: Connection, key: Key) -> Result<RegionSplit> {
     if !answer.failed.is_empty() {
         bail!("cannot split at {:?}: {}", escape(&key.0), answer.failed);
     }
-    let part = |region: Option<_>| region.as_ref().map(RegionView::from).context("the answer lacks a region");
+    let part = |region: Option<_>| region.as_ref().map(RegionShape::from).context("the answer lacks a region");
     Ok(RegionSplit { left: part(answer.left)?, right: part(answer.right)? })
 }
 
 impl Answer for RegionSplit {
     fn table(&self) -> Table {
-        let mut table = Table::new(&HEAD);
+        let mut table = RegionShape::table();
         self.left.row(&mut table);
         self.right.row(&mut table);
         table

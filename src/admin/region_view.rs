@@ -8,22 +8,25 @@ use serde::Serialize;
 use super::table::{Table, size};
 use crate::key_text::escape;
 
-/// Names of the columns of [`RegionView::row`].
-pub const HEAD: [&str; 9] = ["REGION", "EPOCH", "START", "END", "LEADER", "TERM", "PEERS", "SIZE", "KEYS"];
-
-/// One region.
+/// What a region is: its epoch, keys and peers.
 #[derive(Debug, Serialize)]
-pub struct RegionView {
-    /// Its id.
-    pub id: u64,
+pub struct RegionShape {
+    id: u64,
     conf_ver: u64,
     version: u64,
     start: Bound,
     end: Bound,
+    peers: Vec<PeerView>,
+}
+
+/// A region with what its leader reports of it.
+#[derive(Debug, Serialize)]
+pub struct RegionView {
+    #[serde(flatten)]
+    shape: RegionShape,
     /// Store of its leader, if known.
     leader_store: Option<u64>,
     term: u64,
-    peers: Vec<PeerView>,
     approximate_bytes: u64,
     approximate_keys: u64,
 }
@@ -64,7 +67,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl From<&Region> for RegionView {
+impl From<&Region> for RegionShape {
     fn from(region: &Region) -> Self {
         let epoch = region.region_epoch();
         let peers = region.peers.iter();
@@ -74,13 +77,9 @@ impl From<&Region> for RegionView {
             version: epoch.version,
             start: Bound::new(&region.start, "(first)"),
             end: Bound::new(&region.end, "(last)"),
-            leader_store: None,
-            term: 0,
             peers: peers
                 .map(|peer| PeerView { id: peer.id, store: peer.store_id, learner: peer.learner, down: false })
                 .collect(),
-            approximate_bytes: 0,
-            approximate_keys: 0,
         }
     }
 }
@@ -88,32 +87,58 @@ impl From<&Region> for RegionView {
 impl From<&RegionState> for RegionView {
     fn from(state: &RegionState) -> Self {
         let report = state.report.clone().unwrap_or_default();
-        let mut view = Self::from(&report.region.unwrap_or_default());
-        view.leader_store = (state.leader_store != 0).then_some(state.leader_store);
-        view.term = report.term;
-        view.approximate_bytes = report.approximate_bytes;
-        view.approximate_keys = report.approximate_keys;
-        for peer in &mut view.peers {
+        let mut shape = RegionShape::from(&report.region.unwrap_or_default());
+        for peer in &mut shape.peers {
             peer.down = report.down_peers.contains(&peer.id);
         }
-        view
+        Self {
+            shape,
+            leader_store: (state.leader_store != 0).then_some(state.leader_store),
+            term: report.term,
+            approximate_bytes: report.approximate_bytes,
+            approximate_keys: report.approximate_keys,
+        }
     }
 }
 
-impl RegionView {
-    /// Adds the region to a table with [`HEAD`].
+impl RegionShape {
+    /// An empty table of regions.
+    pub fn table() -> Table {
+        Table::new(&["REGION", "EPOCH", "START", "END", "PEERS"])
+    }
+
+    /// Adds the region to [`RegionShape::table`].
     pub fn row(&self, table: &mut Table) {
-        table.row(vec![
+        table.row(self.cells());
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
             RegionId(self.id).to_string(),
             format!("e{}.{}", self.conf_ver, self.version),
             self.start.shown.clone(),
             self.end.shown.clone(),
+            self.peers.iter().map(PeerView::shown).collect::<Vec<_>>().join(" "),
+        ]
+    }
+}
+
+impl RegionView {
+    /// An empty table of regions with reports.
+    pub fn table() -> Table {
+        Table::new(&["REGION", "EPOCH", "START", "END", "PEERS", "LEADER", "TERM", "SIZE", "KEYS"])
+    }
+
+    /// Adds the region to [`RegionView::table`].
+    pub fn row(&self, table: &mut Table) {
+        let mut cells = self.shape.cells();
+        cells.extend([
             self.leader_store.map_or("none".to_owned(), |store| StoreId(store).to_string()),
             format!("t{}", self.term),
-            self.peers.iter().map(PeerView::shown).collect::<Vec<_>>().join(" "),
             size(self.approximate_bytes),
             self.approximate_keys.to_string(),
         ]);
+        table.row(cells);
     }
 }
 

@@ -86,9 +86,9 @@ impl Dev {
         let mut ports = Vec::with_capacity(stores.len());
         for OpenStore { store, port, _folder } in stores {
             store.close().await;
-            ports.push((port, _folder));
+            ports.push(port);
         }
-        for (port, _folder) in ports {
+        for port in ports {
             port.stop().await;
         }
         numbers.stop();

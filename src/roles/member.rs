@@ -80,7 +80,11 @@ impl Member {
         };
         let placement = Placement::open(config, fabric.transport()).await?;
         fabric.registry.register(Domain::Placement, id, placement.inbound());
-        info!(cluster = format!("{:016x}", membership.cluster_id.0), member = format!("{id:016x}"), "the placement member is open");
+        info!(
+            cluster = format!("{:016x}", membership.cluster_id.0),
+            member = format!("{id:016x}"),
+            "the placement member is open"
+        );
         Ok(Self { placement, id, fabric: Arc::clone(fabric) })
     }
 

@@ -98,7 +98,8 @@ async fn a_store_that_was_away_for_long_catches_up_by_snapshot() {
     // Logs so short that a pause of a few hundred writes outlasts them.
     let keep = ["--raft-log-keep-entries", "16", "--raft-log-keep-bytes", "4096"];
     let mut cluster = Cluster::split(1, 3, 1, &["--initial-regions", "8"], &keep);
-    let (metrics, others) = (cluster.metrics_of("store-2"), [cluster.metrics_of("store-1"), cluster.metrics_of("store-3")]);
+    let (metrics, others) =
+        (cluster.metrics_of("store-2"), [cluster.metrics_of("store-1"), cluster.metrics_of("store-3")]);
     wait_whole(&cluster, 8);
     let mut writer = Writer::start(plan(&cluster, 1000)).await.expect("the load starts");
     writer.acked_more(ROUND, PATIENCE).await.expect("the load runs");
