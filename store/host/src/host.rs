@@ -12,13 +12,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use braid_proto::id::{ClusterId, Incarnation, RegionId, StoreId};
 use braid_proto::pb::{Domain, RaftFrame, Region};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use rocksdb::{DB, WriteBatch};
 
@@ -41,6 +41,8 @@ use crate::{Inbound, StateMachine, Transport};
 
 /// Mail that waits for one worker.
 const MAIL_MAX: usize = 16 << 10;
+/// How long creating a region waits for a raft snapshot of the same region that came first.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
 /// Threads that make and take in raft snapshots.
 const HELPERS: usize = 2;
 
@@ -55,6 +57,8 @@ pub(crate) struct Core {
     pub machine: Arc<dyn StateMachine>,
     pub transport: Arc<dyn Transport>,
     pub table: Mutex<RegionTable>,
+    /// Notified when a reservation in `table` ends.
+    pub table_changed: Condvar,
     pub posts: Vec<Post>,
     pub snap_dir: PathBuf,
     pub snapshot_number: AtomicU64,
@@ -188,6 +192,7 @@ impl Host {
             machine,
             transport,
             table: Mutex::default(),
+            table_changed: Condvar::new(),
             posts,
             snap_dir: snap_dir.clone(),
             snapshot_number: AtomicU64::new(0),
@@ -228,11 +233,17 @@ impl Host {
         }
         // Held over the write: two creations, or a creation and a split, must not pass each other's check.
         let mut table = self.core.table.lock();
+        // A raft snapshot may be faster than whoever tells all hosts to create it; then it is left to end, either way.
+        let deadline = Instant::now() + INSTALL_PATIENCE;
+        let arriving = |table: &RegionTable, id: u64| table.get(id).is_none() && table.is_reserved(id);
+        while let Some(busy) = regions.iter().find(|region| arriving(&table, region.id)) {
+            if self.core.table_changed.wait_until(&mut table, deadline).timed_out() {
+                return Err(format!("{} is being installed by a raft snapshot; try again", busy.region_id()));
+            }
+        }
         let mut new: Vec<Region> = Vec::new();
         for region in regions {
-            // A raft snapshot may have been faster than whoever tells all hosts to create it.
-            let known = table.get(region.id).is_some() || table.is_reserved(region.id);
-            if known || new.iter().any(|other| other.id == region.id) {
+            if table.get(region.id).is_some() || new.iter().any(|other| other.id == region.id) {
                 continue;
             }
             let other = table.overlapping(&region.range(), region.id);

@@ -296,6 +296,7 @@ fn reopen(core: &Core, handle: &PeerHandle, region: Region, apply: ApplyState) -
         table.put(region.clone(), handle.clone());
         table.release(region.id);
     }
+    core.table_changed.notify_all();
     shared.applied_index.store(apply.applied_index, Ordering::Release);
     shared.applied_term.store(apply.applied_term, Ordering::Release);
     core.refresh_neighbours();

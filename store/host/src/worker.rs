@@ -185,6 +185,7 @@ impl Worker {
         self.dirty.insert(id);
         if !peer.step_snapshot(parcel, now, &self.core.env) {
             self.core.table.lock().release(id);
+            self.core.table_changed.notify_all();
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Cluster {
 pub fn timing() -> Timing {
     Timing {
         tick: Duration::from_millis(20),
+        // A leader must not lose its quorum because the machine is busy with other tests.
+        election_ticks: 20,
         log_gc: Duration::from_millis(50),
         purge: Duration::from_millis(200),
         support: SupportConfig {

@@ -3,19 +3,26 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use braid_proto::id::PeerId;
 use raft::eraftpb::MessageType;
 
-use super::cluster::{Cluster, eventually};
+use super::cluster::{Cluster, eventually, region};
 use super::net::is;
 use crate::support::Now;
 
 #[test]
 fn an_idle_leader_keeps_its_lease_and_hardly_speaks() {
-    let cluster = Cluster::three();
+    let mut cluster = Cluster::new(0);
+    // Long enough for a machine that is busy with other things.
+    cluster.timing.support.period = Duration::from_secs(4);
+    (1..=3).for_each(|host| cluster.start(host));
+    cluster.create(&[region(1, "", "", &[1, 2, 3])]);
+    cluster.put(1, "k", "v");
     let (_, handle, term) = cluster.leader(1);
     eventually("the lease", || handle.lease(term).then_some(()));
+    (1..=3).for_each(|host| cluster.await_value(host, "k", "v"));
     let heartbeats = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&heartbeats);
     cluster.net.filter(Box::new(move |_, _, message| {
