@@ -37,3 +37,43 @@ pub mod v3electionpb {
 /// All of etcd's proto files as one encoded `google.protobuf.FileDescriptorSet`, for reflection and for tests that
 /// compare the API with etcd's.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("etcd_descriptors");
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::Message;
+
+    use super::etcdserverpb::{Compare, RangeRequest, WatchResponse};
+    use super::{etcdserverpb, mvccpb, v3electionpb, v3lockpb};
+
+    #[test]
+    fn services_have_etcds_names() {
+        assert_eq!(etcdserverpb::kv_server::SERVICE_NAME, "etcdserverpb.KV");
+        assert_eq!(etcdserverpb::watch_server::SERVICE_NAME, "etcdserverpb.Watch");
+        assert_eq!(etcdserverpb::lease_server::SERVICE_NAME, "etcdserverpb.Lease");
+        assert_eq!(etcdserverpb::cluster_server::SERVICE_NAME, "etcdserverpb.Cluster");
+        assert_eq!(etcdserverpb::maintenance_server::SERVICE_NAME, "etcdserverpb.Maintenance");
+        assert_eq!(etcdserverpb::auth_server::SERVICE_NAME, "etcdserverpb.Auth");
+        assert_eq!(v3lockpb::lock_server::SERVICE_NAME, "v3lockpb.Lock");
+        assert_eq!(v3electionpb::election_server::SERVICE_NAME, "v3electionpb.Election");
+    }
+
+    /// The fields whose numbers do not follow their order.
+    #[test]
+    fn odd_field_numbers_are_on_the_wire() {
+        let compare = Compare { range_end: Bytes::from_static(b"z"), ..Compare::default() };
+        assert_eq!(compare.encode_to_vec(), [0x82, 0x04, 1, b'z']);
+        let response = WatchResponse { events: vec![mvccpb::Event::default()], ..WatchResponse::default() };
+        assert_eq!(response.encode_to_vec(), [11 << 3 | 2, 0]);
+        let request = RangeRequest { max_create_revision: 5, ..RangeRequest::default() };
+        assert_eq!(request.encode_to_vec(), [13 << 3, 5]);
+    }
+
+    #[test]
+    fn the_descriptor_set_holds_all_five_files() {
+        let set = String::from_utf8_lossy(super::FILE_DESCRIPTOR_SET);
+        for file in ["etcd/kv.proto", "etcd/auth.proto", "etcd/rpc.proto", "etcd/lock.proto", "etcd/election.proto"] {
+            assert!(set.contains(file), "{file} is missing");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use braid_loadtest::writer::{Plan, Writer};
 const LONG: Duration = Duration::from_secs(60);
 
 fn plan(endpoints: Vec<Address>) -> Plan {
-    Plan { attempt: Duration::from_millis(300), ..Plan::new(endpoints) }
+    Plan { attempt: Duration::from_secs(3), ..Plan::new(endpoints) }
 }
 
 /// Writes until 1,000 puts are acknowledged; gives the history and the violated properties.
