@@ -39,6 +39,8 @@ use crate::view::{BaseView, Damaged, View};
 
 mod numbers;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;
 
 use numbers::Numbers;

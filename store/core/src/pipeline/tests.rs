@@ -78,7 +78,7 @@ impl Applied {
     }
 }
 
-const EPOCH: RegionEpoch = RegionEpoch { conf_ver: 1, version: 1 };
+pub(super) const EPOCH: RegionEpoch = RegionEpoch { conf_ver: 1, version: 1 };
 
 /// A pipeline with its surroundings. Requests and readers are named by numbers.
 struct Script {
