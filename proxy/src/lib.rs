@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`proxy`] | puts everything together |
 //! | [`serve`], `front`, `handled`, `in_flight` | the client port: connections, overload, counters |
+//! | `authority` | clients whose `:authority` is none |
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
 //! | [`regions`], [`retry`] | one request to one region: attempts and what follows from refusals |
 //! | [`route`], [`router`] | which region holds a key |
@@ -40,6 +41,7 @@ pub mod presence;
 pub mod shared;
 
 mod admin;
+mod authority;
 mod cluster;
 mod handled;
 mod http;

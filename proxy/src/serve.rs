@@ -13,6 +13,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::authority::MendAuthority;
 use crate::front::Front;
 
 /// Bytes of one request that a client may send before they are read.
@@ -80,7 +81,7 @@ async fn connection(builder: Arc<Builder<TokioExecutor>>, stream: TcpStream, fro
         tracing::debug!(%error, "a connection ended as it began");
         return;
     }
-    let connection = builder.serve_connection(TokioIo::new(stream), front);
+    let connection = builder.serve_connection(TokioIo::new(MendAuthority::new(stream)), front);
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection broke");
     }
