@@ -105,11 +105,7 @@ impl Snapshot {
         Ok(Completeness::Complete)
     }
 
-    fn events_after(
-        &self,
-        after: i64,
-        visit: &mut dyn FnMut(Change<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Damaged> {
+    fn events_after(&self, after: i64, visit: &mut dyn FnMut(Change<'_>) -> ControlFlow<()>) -> Result<(), Damaged> {
         let (mut start, mut end) = (Vec::new(), Vec::new());
         key::event_key(&mut start, self.region(), after.max(0) + 1, 0);
         // Behind every event of the region: revisions never use their highest bit.

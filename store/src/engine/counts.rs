@@ -13,7 +13,7 @@ use braid_store_core::view::Damaged;
 use bytes::Bytes;
 
 use super::changes::{Change, ChangeKind};
-use super::region::{Inner, Published, RegionData};
+use super::region::{Deltas, Inner, Published, RegionData};
 use super::scan::Reader;
 
 /// Keys that may come and go while the counts are built. Beyond it building is given up, and counts walk until it succeeds
@@ -78,6 +78,8 @@ impl RegionData {
             let inner = self.inner.read();
             let Some(counts) = &inner.published.counts else { return Ok(()) };
             let mut found: Vec<Overfull> = keys.iter().filter_map(|key| counts.overfull(key)).collect();
+            // Keys of one bucket need not be neighbours in the order they were written.
+            found.sort_unstable_by(|a, b| a.range.start.cmp(&b.range.start));
             found.dedup();
             found
         };
@@ -104,7 +106,11 @@ impl RegionData {
 
 impl Inner {
     /// Notes an applied change. True: the bucket of its key has grown too large.
-    pub fn count(published: &mut Published, deltas: &mut Option<Vec<(ChangeKind, Box<[u8]>)>>, change: Change<'_>) -> bool {
+    pub fn count(
+        published: &mut Published,
+        deltas: &mut Option<Deltas>,
+        change: Change<'_>,
+    ) -> bool {
         if change.kind == ChangeKind::Updated {
             return false;
         }

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse};
-use braid_proto::key::{KeyRange, strip_user};
 use braid_proto::etcd::mvccpb::KeyValue;
+use braid_proto::key::{KeyRange, strip_user};
 use braid_proto::range::finish;
 use braid_store_core::eval;
 use braid_store_core::record::Record;

@@ -71,11 +71,7 @@ impl Recent {
     }
 
     /// Visits the changes above `after`, in the order they were applied.
-    pub fn visit_after(
-        &self,
-        after: i64,
-        visit: &mut dyn FnMut(Change<'_>) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    pub fn visit_after(&self, after: i64, visit: &mut dyn FnMut(Change<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
         for chunk in self.chunks.iter().filter(|chunk| chunk.newest > after) {
             let mut key_start = 0;
             for row in &chunk.rows {

@@ -41,11 +41,14 @@ pub struct Published {
     pub counts: Option<Buckets>,
 }
 
+/// Keys that have come or gone, in order.
+pub type Deltas = Vec<(ChangeKind, Box<[u8]>)>;
+
 /// State behind the lock that writing takes.
 pub struct Inner {
     pub published: Arc<Published>,
     /// What has come and gone since the walk began that builds the counts; `None` while there is no such walk.
-    pub deltas: Option<Vec<(ChangeKind, Box<[u8]>)>>,
+    pub deltas: Option<Deltas>,
 }
 
 /// The data of one region replica. Reads come from any thread; [`Self::apply`] and [`Self::on_region`] from one at a time.

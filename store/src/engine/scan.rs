@@ -12,6 +12,11 @@ use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions};
 use super::key::{self, HISTORY, LATEST};
 use super::unreadable;
 
+/// Sees the key and the stored record of a version, and may stop the walk.
+type VisitStored<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Damaged>;
+/// Key and stored record of a version.
+type StoredVersion<'a> = (&'a [u8], &'a [u8]);
+
 /// Rows of a key that are stepped over before the iterator seeks: a seek costs about as much as that many steps.
 const STEPS_BEFORE_SEEK: usize = 8;
 
@@ -148,7 +153,7 @@ impl<'a> Reader<'a> {
         visit: Visit<'_>,
     ) -> Result<(), Damaged> {
         let mut changed = changed.iter().peekable();
-        let mut older = |key: &Bytes| match self.version_at(key, revision)? {
+        let older = |key: &Bytes| match self.version_at(key, revision)? {
             Some(record) => Ok(Some(record)),
             None => Ok::<_, Damaged>(None),
         };
@@ -202,7 +207,7 @@ impl<'a> Reader<'a> {
         range: &KeyRange,
         revision: i64,
         fill_cache: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Damaged>,
+        visit: VisitStored<'_>,
     ) -> Result<(), Damaged> {
         let mut live = self.rows_of_latest(range, fill_cache);
         let mut old = History::new(self, range, fill_cache)?;
@@ -290,7 +295,7 @@ impl<'a> History<'a> {
     }
 
     /// The version of the present key at `revision`: its stored record, unless there is none or it is a tombstone.
-    fn version_at(&mut self, revision: i64) -> Result<Option<(&[u8], &[u8])>, Damaged> {
+    fn version_at(&mut self, revision: i64) -> Result<Option<StoredVersion<'_>>, Damaged> {
         let mut steps = 0;
         while let Some(row) = self.rows.key().filter(|row| key::history_prefix(row) == self.prefix) {
             let (found, _) = key::version_of(&row[self.prefix.len()..])

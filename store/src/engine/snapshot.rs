@@ -112,7 +112,9 @@ impl BaseView for Snapshot {
             Some(growth) => {
                 let now = self.count(range, &[])?;
                 now.checked_add_signed(-growth).ok_or_else(|| {
-                    Damaged(format!("{now} keys are live of which {growth} were made since @{revision}: counts are wrong"))
+                    Damaged(format!(
+                        "{now} keys are live of which {growth} were made since @{revision}: counts are wrong"
+                    ))
                 })
             }
             None => walk(),

@@ -1,7 +1,6 @@
 //! Messages out: one frame per host and round, cut where it gets large; raft snapshots on their own way.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use braid_proto::pb::{RaftFrame, RaftMessage};
 use crossbeam_channel::Sender;
@@ -60,7 +59,6 @@ impl Worker {
         let frame = RaftFrame { messages: vec![message], ..self.core.frame(host) };
         let paths = files.files.clone();
         let sent = Sent { notes: self.core.post(region).notes.clone(), region, peer, to, ok: false };
-        let core = Arc::clone(&self.core);
         let done = move |result: Result<(), String>| {
             let mut sent = sent;
             match result {
@@ -72,7 +70,6 @@ impl Worker {
             }
             // The files go only when nobody reads them any more.
             drop(files);
-            drop(core);
         };
         self.core.transport.send_snapshot(frame, paths, Box::new(done));
     }
