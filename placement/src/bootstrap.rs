@@ -2,6 +2,8 @@
 //!
 //! Pure. The leader's shell allocates the ids, commits the result, and creates the peers.
 
+use std::collections::BTreeMap;
+
 use braid_proto::id::StoreId;
 use braid_proto::pb::{Peer, Region, RegionEpoch, Store};
 use bytes::Bytes;
@@ -28,7 +30,7 @@ pub fn ids_needed(plan: &Plan) -> u64 {
     regions * (1 + plan.replicas as u64)
 }
 
-/// How many stores are still missing; 0: it can begin.
+/// How many of the regions' stores are still missing; 0: it can begin.
 pub fn stores_missing(plan: &Plan, stores: usize) -> usize {
     plan.replicas.saturating_sub(stores)
 }
@@ -36,23 +38,33 @@ pub fn stores_missing(plan: &Plan, stores: usize) -> usize {
 /// The first regions, with ids from `first_id` on. The store named first in a region's peers shall lead it.
 ///
 /// # Panics
-/// With fewer stores than replicas.
+/// With fewer stores than replicas, or none.
 pub fn first_regions(plan: &Plan, stores: &[Store], first_id: u64) -> Vec<Region> {
-    assert!(stores_missing(plan, stores.len()) == 0, "{} replicas on {} stores", plan.replicas, stores.len());
+    assert!(plan.replicas >= 1 && stores_missing(plan, stores.len()) == 0, "{plan:?} on {} stores", stores.len());
+    let mut stores: Vec<&Store> = stores.iter().collect();
+    stores.sort_unstable_by_key(|store| store.id);
     let ring: Ring<u64> = RingBuilder::default().vnodes(VNODES).nodes_iter(stores.iter().map(|s| s.id)).build();
     let own = stores.iter().find(|store| store.peer_addr == plan.own_addr).map(|store| store.id);
     let mut ids = first_id..;
     let mut next_id = || ids.next().expect("ids do not run out");
-    let mut led = std::collections::BTreeMap::<u64, usize>::new();
-    let bounds = bounds(&plan.split_keys);
-    let regions = bounds.into_iter().enumerate().map(|(position, (start, end))| {
+    let mut led = BTreeMap::<u64, usize>::new();
+    let regions = bounds(&plan.split_keys).into_iter().enumerate().map(|(position, (start, end))| {
         let id = next_id();
-        let mut chosen = choose(&ring, stores, id, plan.replicas);
-        // The first region follows placement's leader; the others go to whoever leads least so far.
-        let leader = own.filter(|own| position == 0 && chosen.contains(own)).unwrap_or_else(|| {
-            let least = chosen.iter().min_by_key(|store| (led.get(*store).copied().unwrap_or(0), **store));
-            *least.expect("at least one replica")
-        });
+        let mut chosen = choose(&ring, &stores, id, plan.replicas);
+        // The first region follows placement's leader, also against the ring's preference; the others go to whoever
+        // leads least so far.
+        let leader = match own.filter(|_| position == 0) {
+            Some(own) if chosen.contains(&own) => own,
+            Some(own) => {
+                chosen.pop();
+                chosen.push(own);
+                own
+            }
+            None => {
+                let least = chosen.iter().min_by_key(|store| (led.get(*store).copied().unwrap_or(0), **store));
+                *least.expect("at least one replica")
+            }
+        };
         *led.entry(leader).or_default() += 1;
         chosen.sort_unstable_by_key(|store| (*store != leader, *store));
         let peers = chosen.into_iter().map(|store_id| Peer { id: next_id(), store_id, learner: false }).collect();
@@ -67,11 +79,19 @@ pub fn leads_first(region: &Region, store: StoreId) -> bool {
 }
 
 /// The stores that the ring prefers for a region; all of them where there are no more than replicas.
-fn choose(ring: &Ring<u64>, stores: &[Store], region: u64, replicas: usize) -> Vec<u64> {
+fn choose(ring: &Ring<u64>, stores: &[&Store], region: u64, replicas: usize) -> Vec<u64> {
     if stores.len() == replicas {
         return stores.iter().map(|store| store.id).collect();
     }
-    ring.replicas(&region).take(replicas).copied().collect()
+    ring.replicas(spread(region)).take(replicas).copied().collect()
+}
+
+/// Ids of regions are neighbours; the ring's own hash would put them close together. The same on every machine and in
+/// every version (splitmix64's last step).
+fn spread(id: u64) -> u64 {
+    let mixed = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 fn bounds(split_keys: &[Bytes]) -> Vec<(Bytes, Bytes)> {
@@ -125,6 +145,33 @@ mod tests {
         }
         let used: BTreeSet<u64> = regions.iter().flat_map(|r| r.peers.iter().map(|p| p.store_id)).collect();
         assert!(used.len() > 4, "the regions are spread: {used:?}");
+    }
+
+    #[test]
+    fn the_first_region_is_on_the_leaders_store_even_if_the_ring_prefers_others() {
+        for first_id in 1..40 {
+            let regions = first_regions(&plan(&["m"], 3), &stores(9), first_id);
+            let chosen: BTreeSet<u64> = regions[0].peers.iter().map(|p| p.store_id).collect();
+            assert_eq!((regions[0].peers[0].store_id, chosen.len()), (2, 3), "{:?}", regions[0]);
+        }
+    }
+
+    #[test]
+    fn the_order_in_which_stores_are_listed_does_not_matter() {
+        let mut listed = stores(7);
+        let regions = first_regions(&plan(&["b", "c", "d"], 3), &listed, 1);
+        listed.reverse();
+        assert_eq!(first_regions(&plan(&["b", "c", "d"], 3), &listed, 1), regions);
+    }
+
+    #[test]
+    fn adding_a_store_moves_few_regions() {
+        let regions: Vec<u64> = (1..=1_000).collect();
+        let ring = |count| -> Ring<u64> { RingBuilder::default().vnodes(VNODES).nodes_iter(1..=count).build() };
+        let (before, after) = (ring(9), ring(10));
+        let stays = |region: &&u64| before.replicas(spread(**region)).next() == after.replicas(spread(**region)).next();
+        let stayed = regions.iter().filter(stays).count();
+        assert!((850..950).contains(&stayed), "about one in ten moves: {stayed}");
     }
 
     #[test]

@@ -2,26 +2,32 @@
 //!
 //! ```text
 //!  pure                                          shell
-//!  sequencer   numbers, windows, handover   ◄──  office    lease, window proposals, NumberService
+//!  sequencer   numbers, windows, handover   ◄──  office    lease, windows through raft, NumberService
 //!  state       what all members agree on    ◄──  machine   the host's state machine, propose and learn the result
-//!  bootstrap   the first regions            ◄──  leader    what the leader does for a young cluster
+//!  bootstrap   the first regions            ◄──  founding  what the leader does for a young cluster
 //!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin
-//!  presence    who is alive                 ◄──
+//!  presence    who is alive                      split, transfer ──► orders: what stores are told
+//!                                                leader    what all of the above share
+//!                                                placement one member: open, follow the role, stop
 //! ```
 //!
 //! Regions, stores' state and proxies are the leader's memory, learned again from heartbeats after each election; only
 //! what nobody else could tell is replicated. Deliberately absent: moving replicas (there are no schedulers yet).
 
 pub mod bootstrap;
+mod founding;
 mod leader;
-pub mod machine;
+mod machine;
 mod office;
+pub mod orders;
 mod placement;
 pub mod presence;
 pub mod regions;
 pub mod sequencer;
 mod service;
+mod split;
 pub mod state;
+mod transfer;
 
 pub use placement::{MemberConfig, Placement, PlacementConfig, PlacementError};
 pub use service::{AdminService, PlacementService, SequencerService};

@@ -14,23 +14,36 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use rocksdb::{ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{oneshot, watch};
 
 use crate::state::rows::Row;
 use crate::state::{Applied, State};
 
 /// Column family of the state's rows.
 pub const CF_PLACEMENT: &str = "placement";
+/// Memory of the rows not yet in files.
+const MEMTABLE_BYTES: usize = 4 << 20;
 /// Operations that may wait for their result at once.
 const WAITING_MAX: usize = 4_096;
 
-/// What the raft side tells the leader's shell.
-#[derive(Debug)]
-pub enum RoleChange {
-    /// This member leads and has applied the first entry of the term.
+/// What this member is to its group, by the newest term it has heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It leads and has applied the first entry of the term.
     Leads(Term),
-    /// It does not lead in this term.
-    Follows(Term, Option<Peer>),
+    /// It does not lead in this term; the member that does, if known.
+    Follows(Term, Option<u64>),
+}
+
+impl Role {
+    /// Whether `news` is about a later moment. Within a term a leader may become a follower, never the other way round,
+    /// so this also holds where calls of two threads cross.
+    fn precedes(self, news: Role) -> bool {
+        match (self, news) {
+            (Role::Leads(known) | Role::Follows(known, _), Role::Leads(term)) => term > known,
+            (Role::Leads(known) | Role::Follows(known, _), Role::Follows(term, _)) => term >= known,
+        }
+    }
 }
 
 /// Why an operation has no result.
@@ -47,7 +60,11 @@ pub enum ProposeError {
     Overloaded,
 }
 
-type Waiting = HashMap<u64, oneshot::Sender<Result<Applied, ProposeError>>>;
+/// Told once what an operation came to: on the apply thread, or on the proposer's own if it was refused at once.
+pub type Told = Box<dyn FnOnce(Result<Applied, ProposeError>) + Send>;
+
+/// Told each change of role, in order, before anybody else can see it. Must not block.
+pub type Observer = Box<dyn Fn(Role) + Send + Sync>;
 
 /// The replicated state as this member has applied it, and the way to change it.
 pub struct Replica {
@@ -56,16 +73,15 @@ pub struct Replica {
     life: u64,
     number: AtomicU64,
     state: RwLock<State>,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<HashMap<u64, Told>>,
     handle: OnceLock<PeerHandle>,
-    roles: mpsc::UnboundedSender<RoleChange>,
-    /// Called at once, on the raft thread, when this member stops leading: before anything else can happen.
-    on_follower: OnceLock<Box<dyn Fn(Term, Option<Peer>) + Send + Sync>>,
+    role: watch::Sender<Role>,
+    observer: OnceLock<Observer>,
 }
 
 impl Replica {
-    /// Nothing applied yet; the host fills it. Role changes are few, so their channel needs no bound.
-    pub fn new(member: u64, life: u64, roles: mpsc::UnboundedSender<RoleChange>) -> Arc<Self> {
+    /// Nothing applied yet; the host fills it. `life` is drawn anew with every start of the process.
+    pub fn new(member: u64, life: u64) -> Arc<Self> {
         Arc::new(Self {
             member,
             life,
@@ -73,8 +89,8 @@ impl Replica {
             state: RwLock::default(),
             waiting: Mutex::default(),
             handle: OnceLock::new(),
-            roles,
-            on_follower: OnceLock::new(),
+            role: watch::Sender::new(Role::Follows(Term::INVALID, None)),
+            observer: OnceLock::new(),
         })
     }
 
@@ -88,28 +104,27 @@ impl Replica {
         self.handle.get()
     }
 
-    /// Sets what is called when this member stops leading. Once, before the host opens.
-    pub fn set_on_follower(&self, call: impl Fn(Term, Option<Peer>) + Send + Sync + 'static) {
-        if self.on_follower.set(Box::new(call)).is_err() {
-            unreachable!("set once, where the member is opened");
-        }
+    /// This member's role, and its changes.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.role.subscribe()
     }
 
-    /// Commits and applies `op` in `term`.
-    ///
-    /// # Errors
-    /// See [`ProposeError`].
-    pub async fn propose(self: &Arc<Self>, term: Term, op: Op) -> Result<Applied, ProposeError> {
-        let handle = self.handle.get().ok_or(ProposeError::NotLeader)?;
+    /// Sets who is told of each change of role. Once, before the host opens.
+    pub fn set_observer(&self, observer: Observer) {
+        assert!(self.observer.set(observer).is_ok(), "the observer is set once, where the member is opened");
+    }
+
+    /// Commits and applies `op` in `term`, then calls `told`, possibly before this returns.
+    pub fn propose_then(self: &Arc<Self>, term: Term, op: Op, told: Told) {
+        let Some(handle) = self.handle.get() else { return told(Err(ProposeError::NotLeader)) };
         let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
-        let (tell, told) = oneshot::channel();
-        {
-            let mut waiting = self.waiting.lock();
-            if waiting.len() >= WAITING_MAX {
-                return Err(ProposeError::Overloaded);
-            }
-            waiting.insert(number, tell);
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= WAITING_MAX {
+            drop(waiting);
+            return told(Err(ProposeError::Overloaded));
         }
+        waiting.insert(number, told);
+        drop(waiting);
         let command = PlacementCommand { member: self.member, incarnation: self.life, number, op: Some(op) };
         let replica = Arc::clone(self);
         let done = Box::new(move |outcome| match outcome {
@@ -119,13 +134,36 @@ impl Replica {
             Outcome::Unknown => replica.tell(number, Err(ProposeError::Unknown)),
         });
         handle.propose(term, command.encode_to_vec().into(), done);
+    }
+
+    /// Commits and applies `op` in `term`. Waits as long as the group needs to decide: callers bring their own patience.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose(self: &Arc<Self>, term: Term, op: Op) -> Result<Applied, ProposeError> {
+        let (tell, told) = oneshot::channel();
+        self.propose_then(term, op, Box::new(move |result| _ = tell.send(result)));
         told.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
     fn tell(&self, number: u64, result: Result<Applied, ProposeError>) {
-        if let Some(tell) = self.waiting.lock().remove(&number) {
-            _ = tell.send(result);
+        let told = self.waiting.lock().remove(&number);
+        if let Some(told) = told {
+            told(result);
         }
+    }
+
+    fn take_role(&self, news: Role) {
+        self.role.send_if_modified(|known| {
+            let is_news = *known != news && known.precedes(news);
+            if is_news {
+                *known = news;
+                if let Some(observer) = self.observer.get() {
+                    observer(news);
+                }
+            }
+            is_news
+        });
     }
 
     fn load(&self, db: &DB) {
@@ -134,8 +172,8 @@ impl Replica {
             row.unwrap_or_else(|error| panic!("placement's data in {} cannot be read: {error}", db.path().display()))
         });
         let loaded = State::load(rows);
-        *self.state.write() =
-            loaded.unwrap_or_else(|error| panic!("placement's data in {} cannot be used: {error}", db.path().display()));
+        *self.state.write() = loaded
+            .unwrap_or_else(|error| panic!("placement's data in {} cannot be used: {error}", db.path().display()));
     }
 }
 
@@ -144,7 +182,10 @@ pub struct Machine(pub Arc<Replica>);
 
 impl StateMachine for Machine {
     fn column_families(&self) -> Vec<ColumnFamilyDescriptor> {
-        vec![ColumnFamilyDescriptor::new(CF_PLACEMENT, Options::default())]
+        let mut options = Options::default();
+        // All rows of a large cluster are a few MiB; the default would keep 64 MiB of them in memory.
+        options.set_write_buffer_size(MEMTABLE_BYTES);
+        vec![ColumnFamilyDescriptor::new(CF_PLACEMENT, options)]
     }
 
     fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine> {
@@ -173,7 +214,10 @@ impl RegionMachine for Member {
             for entry in entries {
                 let command = decode(entry);
                 let Some(op) = command.op else {
-                    panic!("placement index {}: an operation this version does not know; start the newer one", entry.index)
+                    panic!(
+                        "placement index {}: an operation this version does not know; start the newer one",
+                        entry.index
+                    )
                 };
                 let (applied, rows) = state.apply(op);
                 for row in rows {
@@ -193,14 +237,11 @@ impl RegionMachine for Member {
     }
 
     fn on_leader(&self, term: Term) {
-        _ = self.replica.roles.send(RoleChange::Leads(term));
+        self.replica.take_role(Role::Leads(term));
     }
 
     fn on_follower(&self, term: Term, leader: Option<Peer>) {
-        if let Some(call) = self.replica.on_follower.get() {
-            call(term, leader);
-        }
-        _ = self.replica.roles.send(RoleChange::Follows(term, leader));
+        self.replica.take_role(Role::Follows(term, leader.map(|peer| peer.store_id)));
     }
 
     fn on_region(&self, _: &Region) {}
@@ -217,4 +258,23 @@ fn decode(entry: &Entry) -> PlacementCommand {
 
 fn put(batch: &mut WriteBatch, cf: &rocksdb::ColumnFamily, row: Row, state: &State) {
     batch.put_cf(cf, row.key(), state.value(row));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_are_taken_by_term_whichever_thread_is_faster() {
+        let replica = Replica::new(1, 1);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        replica.set_observer(Box::new(move |role| log.lock().push(role)));
+        let (leads, follows) = (|term| Role::Leads(Term(term)), |term| Role::Follows(Term(term), Some(2)));
+        for news in [follows(4), leads(5), leads(5), follows(5), leads(5), follows(4), follows(7), leads(6), leads(8)] {
+            replica.take_role(news);
+        }
+        assert_eq!(*seen.lock(), [follows(4), leads(5), follows(5), follows(7), leads(8)]);
+        assert_eq!(*replica.role().borrow(), leads(8));
+    }
 }

@@ -1,10 +1,12 @@
 //! One placement member: opens its raft host, follows its role, serves while it leads.
 
+use std::any::Any;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_host::config::HostConfig;
+use braid_host::config::{HostConfig, Timing};
 use braid_host::{Host, Inbound, OpenError, Transport};
 use braid_proto::id::{ClusterId, PeerId, RegionId, Term};
 use braid_proto::pb::admin_server::AdminServer;
@@ -13,25 +15,34 @@ use braid_proto::pb::sequencer_server::SequencerServer;
 use braid_proto::pb::{Domain, Peer, Region, RegionEpoch};
 use braid_proto::service::NumberService;
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use crate::bootstrap::Plan;
+use crate::founding;
 use crate::leader::Shared;
-use crate::machine::{Machine, Replica, RoleChange};
+use crate::machine::{Machine, Replica, Role};
 use crate::office::Office;
-use crate::presence::Presence;
-use crate::regions::RegionMap;
+use crate::orders::{GrpcOrders, MESSAGE_BYTES_MAX, StoreOrders};
 use crate::service::{AdminService, PlacementService, SequencerService};
+
+#[cfg(test)]
+mod tests;
 
 /// Placement's one region.
 const REGION: RegionId = RegionId(1);
-/// How often the leader looks at what a young cluster needs.
-const FOUND_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a stopping leader tries to give leadership away.
-const HAND_OVER: Duration = Duration::from_secs(3);
+/// How often the leader does what time alone brings.
+const TICK: Duration = Duration::from_millis(200);
+/// How long a stopping leader tries to record its last revision. Without a majority nobody can.
+const RECORD_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it tries to give leadership to one other member.
+const HAND_OVER_PATIENCE: Duration = Duration::from_millis(1_500);
+/// Regions that a cluster may begin with: their peers and ranges are one entry of the log.
+const FIRST_REGIONS_MAX: usize = 20_000;
+/// Replicas of a region at most: more cost writes and protect against nothing that seven do not.
+const REPLICAS_MAX: usize = 7;
 /// Memory of a member's database: its state is small.
 const CACHE_BYTES: usize = 8 << 20;
 /// Members' logs are small too, and a new member should not need a snapshot after a busy minute.
@@ -74,16 +85,33 @@ pub enum PlacementError {
     /// Its group could not be created.
     #[error("placement's group cannot be created: {0}")]
     Create(String),
-    /// The configuration contradicts itself.
+    /// The configuration contradicts itself, or the folder.
     #[error("{0}")]
     Config(String),
+    /// The replicated state in the folder cannot be used.
+    #[error("{0}")]
+    Data(String),
+}
+
+/// What tests make faster.
+#[derive(Clone, Copy, Debug)]
+struct Tuning {
+    timing: Timing,
+    /// Entries of the log that are kept for members that lag behind: some hours of an idle cluster's windows.
+    log_keep_entries: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { timing: Timing::default(), log_keep_entries: 20_000 }
+    }
 }
 
 /// A running placement member.
 pub struct Placement {
     host: Arc<Host>,
     shared: Arc<Shared>,
-    tasks: Vec<JoinHandle<()>>,
+    leader: JoinHandle<()>,
 }
 
 impl Placement {
@@ -92,43 +120,50 @@ impl Placement {
     /// # Errors
     /// The folder belongs to another cluster or member, is in use or damaged; the configuration is wrong.
     pub async fn open(config: PlacementConfig, transport: Arc<dyn Transport>) -> Result<Self, PlacementError> {
-        let me = config.members.iter().find(|member| member.id == config.member_id);
-        let own_addr = me.map(|member| member.peer_addr.clone()).ok_or_else(|| {
-            PlacementError::Config(format!("member {:016x} is not in the list of members", config.member_id))
-        })?;
-        let (roles, changes) = mpsc::unbounded_channel();
-        let replica = Replica::new(config.member_id, drawn_life(), roles);
+        Self::open_with(config, transport, Arc::new(GrpcOrders::default()), Tuning::default()).await
+    }
+
+    async fn open_with(
+        config: PlacementConfig,
+        transport: Arc<dyn Transport>,
+        orders: Arc<dyn StoreOrders>,
+        tuning: Tuning,
+    ) -> Result<Self, PlacementError> {
+        let plan = check(&config)?;
+        let replica = Replica::new(config.member_id, drawn_life());
         let office = Office::new(config.cluster_id, Arc::clone(&replica));
-        let shared = Arc::new(Shared {
-            cluster_id: config.cluster_id,
-            member: config.member_id,
-            members: config.members.clone(),
-            plan: Plan { split_keys: config.split_keys.clone(), replicas: config.replicas, own_addr },
-            replica: Arc::clone(&replica),
-            office: Arc::clone(&office),
-            regions: RwLock::new(RegionMap::default()),
-            presence: Mutex::new(Presence::default()),
-            reports_of: Mutex::new(Term::INVALID),
-            stores: Mutex::default(),
-        });
-        let follower = Arc::downgrade(&shared);
-        replica.set_on_follower(move |term, leader: Option<Peer>| {
-            if let Some(shared) = follower.upgrade() {
-                let addr = leader.map(|peer| shared.addr_of(peer.store_id)).unwrap_or_default();
-                shared.office.step_down(term, addr);
+        let shared = Arc::new(Shared::new(
+            config.cluster_id,
+            config.member_id,
+            config.members.clone(),
+            plan,
+            Arc::clone(&replica),
+            office,
+            orders,
+        ));
+        let observed = Arc::downgrade(&shared);
+        replica.set_observer(Box::new(move |role| {
+            if let Some(shared) = observed.upgrade() {
+                observe(&shared, role);
             }
-        });
-        let host = open_host(&config, Machine(replica), transport).await?;
-        let host = Arc::new(host);
-        let single = config.members.len() == 1;
-        if single && let Some(handle) = host.handle(REGION) {
+        }));
+        let host = Arc::new(open_host(&config, Machine(Arc::clone(&replica)), transport, tuning).await?);
+        let founded = replica.read(|state| state.cluster_id());
+        if founded.is_valid() && founded != config.cluster_id {
+            return Err(PlacementError::Config(format!(
+                "{} holds cluster {founded}, not {}: point the member at its own folder, or at an empty one",
+                config.dir.display(),
+                config.cluster_id
+            )));
+        }
+        if config.members.len() == 1
+            && let Some(handle) = host.handle(REGION)
+        {
+            // Nobody else can lead; without this the first election waits for its timeout.
             handle.campaign();
         }
-        let tasks = vec![
-            tokio::spawn(Arc::clone(&office).keep_windows()),
-            tokio::spawn(follow_role(Arc::clone(&shared), changes)),
-        ];
-        Ok(Self { host, shared, tasks })
+        let leader = tokio::spawn(lead_when_elected(Arc::clone(&shared)));
+        Ok(Self { host, shared, leader })
     }
 
     /// Its services, to be mounted on the peer port.
@@ -137,9 +172,9 @@ impl Placement {
     ) -> (PlacementServer<PlacementService>, SequencerServer<SequencerService>, AdminServer<AdminService>) {
         let shared = || Arc::clone(&self.shared);
         (
-            PlacementServer::new(PlacementService::new(shared())).max_encoding_message_size(64 << 20),
+            PlacementServer::new(PlacementService::new(shared())).max_encoding_message_size(MESSAGE_BYTES_MAX),
             SequencerServer::new(SequencerService::new(Arc::clone(&self.shared.office))),
-            AdminServer::new(AdminService::new(shared())).max_encoding_message_size(64 << 20),
+            AdminServer::new(AdminService::new(shared())).max_encoding_message_size(MESSAGE_BYTES_MAX),
         )
     }
 
@@ -158,53 +193,101 @@ impl Placement {
         self.shared.leading().is_some()
     }
 
-    /// Stops: records the last number, gives leadership away if it can, closes the folder.
+    /// Stops: records the last number, gives leadership away if it can, closes the folder. Where no majority is left to
+    /// decide anything it stops all the same, after a moment.
     pub async fn shutdown(self) {
-        if self.shared.leading().is_some() {
-            self.shared.office.hand_over().await;
-            self.give_leadership_away().await;
+        if let Some(term) = self.shared.leading() {
+            if tokio::time::timeout(RECORD_PATIENCE, self.shared.office.hand_over()).await.is_err() {
+                tracing::warn!("placement's group does not decide; the next sequencer skips some revisions");
+            }
+            self.give_leadership_away(term).await;
         }
-        for task in &self.tasks {
-            task.abort();
-        }
-        let host = self.host;
+        self.leader.abort();
+        let host = Arc::clone(&self.host);
         if let Err(error) = tokio::task::spawn_blocking(move || host.shutdown()).await {
             tracing::error!(%error, "placement's host did not stop cleanly");
         }
     }
 
-    async fn give_leadership_away(&self) {
+    async fn give_leadership_away(&self, term: Term) {
         let Some(handle) = self.host.handle(REGION) else { return };
-        let others: Vec<u64> =
-            handle.region().peers.iter().filter(|peer| peer.store_id != self.shared.member).map(|p| p.id).collect();
+        let region = handle.region();
+        let silent = handle.report().map(|report| report.down_peers).unwrap_or_default();
+        let others =
+            region.peers.iter().filter(|peer| peer.store_id != self.shared.member && !silent.contains(&peer.id));
         for other in others {
             let (tell, told) = oneshot::channel();
-            handle.transfer_leader(handle.term(), PeerId(other), Box::new(move |ended| _ = tell.send(ended)));
-            match tokio::time::timeout(HAND_OVER, told).await {
+            handle.transfer_leader(term, PeerId(other.id), Box::new(move |ended| _ = tell.send(ended)));
+            match tokio::time::timeout(HAND_OVER_PATIENCE, told).await {
                 Ok(Ok(Ok(()))) => return,
-                other => tracing::debug!(?other, "a member did not take placement's leadership"),
+                ended => tracing::debug!(?ended, peer = other.id, "a member did not take placement's leadership"),
             }
         }
     }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        self.leader.abort();
+    }
+}
+
+/// Reads the configuration as a plan for the first regions.
+fn check(config: &PlacementConfig) -> Result<Plan, PlacementError> {
+    let wrong = |why: String| Err(PlacementError::Config(why));
+    let Some(me) = config.members.iter().find(|member| member.id == config.member_id) else {
+        return wrong(format!("member {:016x} is not in the list of members", config.member_id));
+    };
+    let ids: BTreeSet<u64> = config.members.iter().map(|member| member.id).collect();
+    if ids.len() != config.members.len() || ids.contains(&0) {
+        return wrong("members need ids that differ and are not 0".to_owned());
+    }
+    if !matches!(config.members.len(), 1 | 3 | 5) {
+        return wrong(format!("{} placement members; 1, 3 or 5 are possible", config.members.len()));
+    }
+    if !(1..=REPLICAS_MAX).contains(&config.replicas) {
+        return wrong(format!("{} replicas of a region; 1 to {REPLICAS_MAX} are possible", config.replicas));
+    }
+    if config.split_keys.len() >= FIRST_REGIONS_MAX {
+        return wrong(format!("{} split keys; fewer than {FIRST_REGIONS_MAX} are possible", config.split_keys.len()));
+    }
+    let in_order = config.split_keys.windows(2).all(|pair| pair[0] < pair[1]);
+    if !in_order || config.split_keys.iter().any(Bytes::is_empty) {
+        return wrong("split keys must not be empty, and each must be greater than the one before".to_owned());
+    }
+    let (split_keys, replicas) = (config.split_keys.clone(), config.replicas);
+    Ok(Plan { split_keys, replicas, own_addr: me.peer_addr.clone() })
 }
 
 async fn open_host(
     config: &PlacementConfig,
     machine: Machine,
     transport: Arc<dyn Transport>,
+    tuning: Tuning,
 ) -> Result<Host, PlacementError> {
-    let mut host_config =
-        HostConfig::new(config.dir.clone(), Domain::Placement, config.cluster_id, config.member_id);
+    let mut host_config = HostConfig::new(config.dir.clone(), Domain::Placement, config.cluster_id, config.member_id);
     host_config.block_cache_bytes = CACHE_BYTES;
     host_config.memtable_bytes = CACHE_BYTES;
     host_config.log_purge_bytes = LOG_PURGE_BYTES;
+    host_config.log_keep_entries = tuning.log_keep_entries;
     let region = group(&config.members);
     let opened = tokio::task::spawn_blocking(move || {
-        let host = Host::open(host_config, Arc::new(machine), transport)?;
+        let host = Host::open_with(host_config, tuning.timing, Arc::new(machine), transport)?;
         host.create_regions(vec![region]).map_err(PlacementError::Create)?;
         Ok(host)
     });
-    opened.await.map_err(|error| PlacementError::Create(error.to_string()))?
+    match opened.await {
+        Ok(opened) => opened,
+        Err(error) if error.is_panic() => Err(PlacementError::Data(panic_text(&*error.into_panic()))),
+        Err(error) => Err(PlacementError::Create(error.to_string())),
+    }
+}
+
+/// What a panic says. Loading the replicated state has no other way to refuse, see [`Machine`].
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_else(|| "opening was given up".to_owned())
 }
 
 /// Placement's group: every member holds a peer whose id follows from the member's place in the list by id, so that all
@@ -216,36 +299,53 @@ fn group(members: &[MemberConfig]) -> Region {
     Region { id: REGION.0, epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }), peers, ..Default::default() }
 }
 
-/// Does a leader's work while this member leads.
-async fn follow_role(shared: Arc<Shared>, mut changes: mpsc::UnboundedReceiver<RoleChange>) {
-    let mut term = None;
-    let mut ticks = tokio::time::interval(FOUND_INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            change = changes.recv() => match change {
-                Some(RoleChange::Leads(led)) => {
-                    tracing::info!(term = %led, "this member leads placement");
-                    metrics::gauge!("braid_placement_is_leader").set(1.0);
-                    shared.office.begin(led);
-                    term = Some(led);
-                }
-                Some(RoleChange::Follows(followed, leader)) => {
-                    if term.is_some_and(|led| led <= followed) {
-                        tracing::info!(term = %followed, ?leader, "this member does not lead placement any more");
-                        term = None;
-                    }
-                    metrics::gauge!("braid_placement_is_leader").set(if term.is_some() { 1.0 } else { 0.0 });
-                }
-                None => return,
-            },
-            _ = ticks.tick() => if let Some(led) = term.filter(|led| shared.leading() == Some(*led)) {
-                if let Err(error) = shared.found(led).await {
-                    tracing::debug!(%error, "a young cluster does not get on yet");
-                }
-            },
+/// Follows this member's role, on the thread that learns of it: nothing may come between.
+fn observe(shared: &Shared, role: Role) {
+    match role {
+        Role::Leads(term) => shared.office.begin(term),
+        Role::Follows(term, leader) => {
+            let addr = leader.filter(|leader| *leader != shared.member).map(|leader| shared.addr_of(leader));
+            shared.office.step_down(term, addr.unwrap_or_default());
         }
     }
+}
+
+/// Does a leader's work while this member leads, and drops it where it stands when it does not any more.
+async fn lead_when_elected(shared: Arc<Shared>) {
+    let mut roles = shared.replica.role();
+    let leads = metrics::gauge!("braid_placement_is_leader");
+    loop {
+        let role = *roles.borrow_and_update();
+        leads.set(if matches!(role, Role::Leads(_)) { 1.0 } else { 0.0 });
+        let changed = match role {
+            Role::Leads(term) => {
+                tracing::info!(%term, "this member leads placement");
+                tokio::select! {
+                    changed = roles.changed() => changed,
+                    () = lead(&shared, term) => unreachable!("a leader's work ends with its term"),
+                }
+            }
+            Role::Follows(term, leader) => {
+                tracing::info!(%term, ?leader, "this member follows in placement's group");
+                roles.changed().await
+            }
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+async fn lead(shared: &Shared, term: Term) {
+    let tick = async {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            shared.office.tick();
+        }
+    };
+    tokio::join!(founding::found(shared, term), tick);
 }
 
 /// Tells this start of the process from every other one.

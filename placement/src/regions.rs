@@ -1,17 +1,42 @@
 //! Where the regions are, as their leaders report it. Memory of the placement leader; a new one learns it anew.
+//!
+//! 1. It begins with the regions that the cluster began with, at their first epochs and without leaders, so that every
+//!    key has some region to ask. Whoever asks a region that has changed since is told so by its store.
+//! 2. A report is taken unless something newer is known of the region, or of another one over a part of its range.
+//! 3. What it covers is taken away from older regions; what is left of those stays, so that a split of which only one
+//!    half has been reported leaves no hole.
+//!
+//! Invariant: ranges never overlap.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 
 use braid_proto::id::{PeerId, RegionId, StoreId};
+use braid_proto::key::KeyRange;
 use braid_proto::pb::{Region, RegionReport, RegionState, Route};
 use bytes::Bytes;
 
-/// Regions by their first key. They never overlap; holes are regions that nobody has reported yet.
+#[cfg(test)]
+mod tests;
+
+/// See the module's page.
 #[derive(Debug, Default)]
 pub struct RegionMap {
-    by_start: BTreeMap<Bytes, RegionReport>,
+    by_start: BTreeMap<Bytes, Known>,
     starts: BTreeMap<RegionId, Bytes>,
+}
+
+/// A region as it is known.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Range, peers, epoch. The range may be smaller than the region's at that epoch: the rest belongs to newer regions.
+    pub region: Region,
+    /// The leader's peer; 0: unknown.
+    pub leader_peer: u64,
+    /// Newest term reported; 0: none.
+    pub term: u64,
+    /// What its leader last said about it.
+    report: RegionReport,
 }
 
 /// What became of a report.
@@ -23,60 +48,116 @@ pub enum Taken {
     Stale,
 }
 
-impl RegionMap {
-    /// Takes a leader's report, unless something newer is known: a higher epoch of the same region, a higher term in
-    /// the same epoch, or a region with a higher version over a part of its range.
-    pub fn take(&mut self, report: RegionReport) -> Taken {
-        let Some(region) = &report.region else { return Taken::Stale };
-        let id = region.region_id();
-        if self.get(id).is_some_and(|known| age(known) > age(&report)) {
-            return Taken::Stale;
-        }
-        let version = region.region_epoch().version;
-        let others: Vec<Bytes> = self
-            .overlapping(region)
-            .filter(|(_, other)| id_of(other) != id)
-            .map(|(start, _)| start.clone())
-            .collect();
-        if others.iter().any(|start| version_of(&self.by_start[start]) >= version) {
-            return Taken::Stale;
-        }
-        for start in others {
-            if let Some(gone) = self.by_start.remove(&start) {
-                self.starts.remove(&id_of(&gone));
-            }
-        }
-        if let Some(start) = self.starts.insert(id, region.start.clone()) {
-            self.by_start.remove(&start);
-        }
-        self.by_start.insert(region.start.clone(), report);
-        Taken::New
+impl Known {
+    /// The store of the leader; invalid if unknown.
+    pub fn leader_store(&self) -> StoreId {
+        let leader = self.region.peer(PeerId(self.leader_peer));
+        leader.map_or(StoreId::INVALID, |peer| StoreId(peer.store_id))
     }
 
-    /// The region `id`, if a leader has reported it.
-    pub fn get(&self, id: RegionId) -> Option<&RegionReport> {
+    /// What makes one report of a region newer than another.
+    fn age(&self) -> (u64, u64, u64) {
+        let epoch = self.region.region_epoch();
+        (epoch.version, epoch.conf_ver, self.term)
+    }
+
+    fn version(&self) -> u64 {
+        self.region.region_epoch().version
+    }
+
+    fn route(&self) -> Route {
+        Route { region: Some(self.region.clone()), leader_store: self.leader_store().0 }
+    }
+
+    fn state(&self) -> RegionState {
+        let report = RegionReport {
+            region: Some(self.region.clone()),
+            leader_peer: self.leader_peer,
+            term: self.term,
+            ..self.report.clone()
+        };
+        RegionState { report: Some(report), leader_store: self.leader_store().0 }
+    }
+}
+
+impl RegionMap {
+    /// The regions that a cluster began with, without leaders.
+    pub fn begin_with(regions: impl IntoIterator<Item = Region>) -> Self {
+        let mut map = Self::default();
+        for region in regions {
+            map.take(RegionReport { region: Some(region), ..Default::default() });
+        }
+        map
+    }
+
+    /// Takes a leader's report, unless something newer is known: a higher epoch of the same region, a higher term in
+    /// the same epoch, or a region with a higher version over a part of its range.
+    pub fn take(&mut self, mut report: RegionReport) -> Taken {
+        let Some(region) = report.region.take() else { return Taken::Stale };
+        let (leader_peer, term) = (report.leader_peer, report.term);
+        self.place(Known { region, leader_peer, term, report })
+    }
+
+    /// Takes what a store said of a region without leading it: its range, peers and epoch. The leader stays who it was.
+    /// Stale also if just that is known already.
+    pub fn learn(&mut self, region: Region) -> Taken {
+        let known = self.get(region.region_id());
+        if known.is_some_and(|known| known.region == region) {
+            return Taken::Stale;
+        }
+        let (leader_peer, term) = known.map_or((0, 0), |known| (known.leader_peer, known.term));
+        let report = known.map(|known| known.report.clone()).unwrap_or_default();
+        self.place(Known { region, leader_peer, term, report })
+    }
+
+    /// A store that refused names another peer as the leader; only a hint, the next report is better.
+    pub fn learn_leader(&mut self, id: RegionId, leader_peer: PeerId) {
+        if let Some(known) = self.starts.get(&id).and_then(|start| self.by_start.get_mut(start)) {
+            known.leader_peer = leader_peer.0;
+        }
+    }
+
+    /// `store` has said everything that it leads: it leads nothing else.
+    pub fn leads_only(&mut self, store: StoreId, led: &HashSet<RegionId>) {
+        for known in self.by_start.values_mut() {
+            if known.leader_store() == store && !led.contains(&known.region.region_id()) {
+                known.leader_peer = 0;
+            }
+        }
+    }
+
+    /// The region `id`.
+    pub fn get(&self, id: RegionId) -> Option<&Known> {
         self.starts.get(&id).and_then(|start| self.by_start.get(start))
     }
 
     /// The region that holds `key`.
-    pub fn at(&self, key: &[u8]) -> Option<&RegionReport> {
-        let (_, report) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
-        report.region.as_ref().filter(|region| region.range().contains(key)).map(|_| report)
+    pub fn at(&self, key: &[u8]) -> Option<&Known> {
+        let (_, known) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        known.region.range().contains(key).then_some(known)
     }
 
-    /// At most `limit` regions from the one that holds `key` on.
+    /// At most `limit` regions, from the one that holds `key` on, as far as they follow each other without a hole.
     pub fn routes(&self, key: &[u8], limit: usize) -> Vec<Route> {
-        let first = self.at(key).and_then(|report| report.region.as_ref()).map(|region| region.start.clone());
-        let start = first.unwrap_or_else(|| Bytes::copy_from_slice(key));
-        self.by_start.range(start..).take(limit).map(|(_, report)| route(report)).collect()
+        let Some(first) = self.at(key) else { return Vec::new() };
+        let mut next = first.region.start.clone();
+        let adjoining = self.by_start.range(first.region.start.clone()..).take(limit).take_while(|(start, known)| {
+            let adjoins = **start == next;
+            next = known.region.end.clone();
+            adjoins
+        });
+        adjoining.map(|(_, known)| known.route()).collect()
     }
 
     /// The regions that share keys with `[start, end)`, in key order.
     pub fn list(&self, start: &Bytes, end: &Bytes) -> Vec<RegionState> {
-        let range = Region { start: start.clone(), end: end.clone(), ..Default::default() };
-        self.overlapping(&range)
-            .map(|(_, report)| RegionState { leader_store: leader_store(report).0, report: Some(report.clone()) })
-            .collect()
+        let range = KeyRange { start: start.clone(), end: end.clone() };
+        self.overlapping(&range).map(Known::state).collect()
+    }
+
+    /// How many have no leader that is known.
+    pub fn leaderless(&self) -> usize {
+        self.by_start.values().filter(|known| known.leader_peer == 0).count()
     }
 
     /// How many are known.
@@ -89,102 +170,60 @@ impl RegionMap {
         self.by_start.is_empty()
     }
 
-    fn overlapping<'a>(&'a self, region: &Region) -> impl Iterator<Item = (&'a Bytes, &'a RegionReport)> + use<'a> {
-        let range = region.range();
+    fn place(&mut self, news: Known) -> Taken {
+        let (id, range) = (news.region.region_id(), news.region.range());
+        if range.is_empty() || self.get(id).is_some_and(|known| known.age() > news.age()) {
+            return Taken::Stale;
+        }
+        let others: Vec<&Known> = self.overlapping(&range).filter(|other| other.region.region_id() != id).collect();
+        if others.iter().any(|other| other.version() >= news.version()) {
+            return Taken::Stale;
+        }
+        let others: Vec<RegionId> = others.iter().map(|other| other.region.region_id()).collect();
+        self.remove(id);
+        for other in others {
+            if let Some(rest) = self.remove(other).and_then(|other| outside(other, &range)) {
+                self.insert(rest);
+            }
+        }
+        self.insert(news);
+        Taken::New
+    }
+
+    fn insert(&mut self, known: Known) {
+        let (id, start) = (known.region.region_id(), known.region.start.clone());
+        self.starts.insert(id, start.clone());
+        let before = self.by_start.insert(start, known);
+        assert!(before.is_none(), "two regions begin at the same key: {id} and {before:?}");
+    }
+
+    fn remove(&mut self, id: RegionId) -> Option<Known> {
+        self.starts.remove(&id).and_then(|start| self.by_start.remove(&start))
+    }
+
+    fn overlapping<'a>(&'a self, range: &KeyRange) -> impl Iterator<Item = &'a Known> + use<'a> {
         let first = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(&range.start[..]))).next_back();
         let from = first.map_or(range.start.clone(), |(start, _)| start.clone());
+        let (range, end) = (range.clone(), range.end.clone());
         self.by_start
             .range(from..)
-            .take_while({
-                let end = range.end.clone();
-                move |(start, _)| end.is_empty() || **start < end
-            })
-            .filter(move |(_, report)| report.region.as_ref().is_some_and(|other| other.range().overlaps(&range)))
+            .take_while(move |(start, _)| end.is_empty() || **start < end)
+            .map(|(_, known)| known)
+            .filter(move |known| known.region.range().overlaps(&range))
     }
 }
 
-/// What makes one report of a region newer than another.
-fn age(report: &RegionReport) -> (u64, u64, u64) {
-    let epoch = report.region.as_ref().map(Region::region_epoch).unwrap_or_default();
-    (epoch.version, epoch.conf_ver, report.term)
-}
-
-fn version_of(report: &RegionReport) -> u64 {
-    age(report).0
-}
-
-fn id_of(report: &RegionReport) -> RegionId {
-    report.region.as_ref().map_or(RegionId::INVALID, Region::region_id)
-}
-
-/// The store of the region's leader.
-pub fn leader_store(report: &RegionReport) -> StoreId {
-    let leader = report.region.as_ref().and_then(|region| region.peer(PeerId(report.leader_peer)));
-    leader.map_or(StoreId::INVALID, |peer| StoreId(peer.store_id))
-}
-
-fn route(report: &RegionReport) -> Route {
-    Route { region: report.region.clone(), leader_store: leader_store(report).0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use braid_proto::pb::{Peer, RegionEpoch};
-
-    use super::*;
-
-    fn report(id: u64, start: &'static str, end: &'static str, version: u64, term: u64) -> RegionReport {
-        let region = Region {
-            id,
-            start: start.into(),
-            end: end.into(),
-            epoch: Some(RegionEpoch { conf_ver: 1, version }),
-            peers: vec![Peer { id: id * 10 + 1, store_id: 1, learner: false }, Peer { id: id * 10 + 2, store_id: 2, learner: false }],
-        };
-        RegionReport { leader_peer: id * 10 + 2, region: Some(region), term, ..Default::default() }
+/// What is left of an older region outside `taken`: the part before it, else the part after it. A region in whose middle
+/// a newer one lies keeps only the part before; the rest is a hole until its own region is reported.
+fn outside(mut known: Known, taken: &KeyRange) -> Option<Known> {
+    let range = known.region.range();
+    if range.start < taken.start {
+        known.region.end = taken.start.clone();
+        return Some(known);
     }
-
-    fn ids(routes: &[Route]) -> Vec<u64> {
-        routes.iter().filter_map(|route| route.region.as_ref().map(|region| region.id)).collect()
-    }
-
-    #[test]
-    fn a_split_replaces_the_parents_range_whoever_reports_first() {
-        for child_first in [true, false] {
-            let mut map = RegionMap::default();
-            assert_eq!(map.take(report(1, "", "", 1, 5)), Taken::New);
-            let (left, right) = (report(1, "", "m", 2, 5), report(2, "m", "", 2, 6));
-            let reports = if child_first { [right, left] } else { [left, right] };
-            for report in reports {
-                assert_eq!(map.take(report), Taken::New);
-            }
-            assert_eq!(ids(&map.routes(b"", 10)), [1, 2]);
-            assert_eq!(map.take(report(1, "", "", 1, 9)), Taken::Stale, "an old leader of the parent");
-            assert_eq!(map.at(b"z").map(id_of), Some(RegionId(2)));
-        }
-    }
-
-    #[test]
-    fn older_terms_and_epochs_are_refused() {
-        let mut map = RegionMap::default();
-        map.take(report(1, "a", "c", 3, 7));
-        assert_eq!(map.take(report(1, "a", "c", 3, 6)), Taken::Stale);
-        assert_eq!(map.take(report(1, "a", "z", 2, 9)), Taken::Stale);
-        assert_eq!(map.take(report(1, "a", "c", 3, 7)), Taken::New, "the same again changes nothing");
-        assert_eq!(map.len(), 1);
-    }
-
-    #[test]
-    fn routes_begin_with_the_region_that_holds_the_key_and_name_its_leader() {
-        let mut map = RegionMap::default();
-        for (id, start, end) in [(1, "a", "c"), (2, "c", "f"), (3, "h", "")] {
-            map.take(report(id, start, end, 1, 1));
-        }
-        assert_eq!(ids(&map.routes(b"b", 2)), [1, 2]);
-        assert_eq!(ids(&map.routes(b"g", 10)), [3], "nobody has reported [f, h)");
-        assert_eq!(map.at(b"g").map(id_of), None);
-        assert_eq!(map.routes(b"d", 1)[0].leader_store, 2);
-        assert_eq!(map.list(&"b".into(), &"d".into()).len(), 2);
-        assert_eq!(map.list(&"".into(), &"".into()).len(), 3);
-    }
+    let reaches_further = !taken.end.is_empty() && (range.end.is_empty() || range.end > taken.end);
+    reaches_further.then(|| {
+        known.region.start = taken.end.clone();
+        known
+    })
 }

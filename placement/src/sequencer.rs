@@ -373,6 +373,11 @@ impl Sequencer {
         self.clients.forget_silent(now);
     }
 
+    /// Whether a client has heard more than it gave out, so that it has stopped answering.
+    pub fn is_behind(&self) -> bool {
+        matches!(self.phase, Phase::Behind(_))
+    }
+
     /// What it is doing.
     pub fn status(&self) -> SequencerStatus {
         let behind = match &self.phase {

@@ -162,9 +162,9 @@ impl State {
         if admit.store_id != 0 {
             return self.stores.get(&StoreId(admit.store_id));
         }
-        self.stores.values().find(|known| {
-            !known.held_peers && known.name == admit.name && known.store.peer_addr == admit.peer_addr
-        })
+        self.stores
+            .values()
+            .find(|known| !known.held_peers && known.name == admit.name && known.store.peer_addr == admit.peer_addr)
     }
 
     fn allocate_ids(&mut self, count: u64) -> (Applied, Vec<Row>) {
@@ -217,12 +217,8 @@ impl State {
 }
 
 fn joined(admit: &AdmitStore, id: u64, held_peers: bool) -> StoreRecord {
-    let store = Store {
-        id,
-        peer_addr: admit.peer_addr.clone(),
-        labels: admit.labels.clone(),
-        version: admit.version.clone(),
-    };
+    let store =
+        Store { id, peer_addr: admit.peer_addr.clone(), labels: admit.labels.clone(), version: admit.version.clone() };
     StoreRecord { store, name: admit.name.clone(), held_peers }
 }
 

@@ -1,24 +1,27 @@
 //! What stores and proxies tell placement, and what they learn from it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use braid_proto::id::{ClusterId, StoreId, Term};
+use braid_proto::id::{ClusterId, Incarnation, Revision, StoreId, Term};
 use braid_proto::pb::placement_command::Op;
 use braid_proto::pb::placement_server::Placement;
 use braid_proto::pb::{
-    AdmitStore, PlacementHeader, ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, RegisterStoreRequest,
-    RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest,
-    StoreHeartbeatResponse,
+    AdmitStore, PlacementHeader, ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, Region,
+    RegisterStoreRequest, RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse,
+    StoreHeartbeatRequest, StoreHeartbeatResponse,
 };
 use tonic::{Request, Response, Status};
 
+use crate::founding;
 use crate::leader::Shared;
-use crate::machine::ProposeError;
+use crate::presence::Beat;
 use crate::state::Applied;
 
 /// Routes that one answer holds at most.
 const ROUTES_MAX: usize = 1_024;
+/// How long a registration waits for placement's group; the store tries again.
+const ADMIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module's page.
 pub struct PlacementService {
@@ -40,6 +43,10 @@ impl PlacementService {
                 ClusterId(request.cluster_id)
             )));
         }
+        if request.name.is_empty() || request.peer_addr.is_empty() {
+            let what = if request.name.is_empty() { "a name" } else { "an address that others reach it at" };
+            return Err(RegisterFailure::Refused(format!("the store must say {what}")));
+        }
         let admit = AdmitStore {
             store_id: request.store_id,
             name: request.name.clone(),
@@ -50,26 +57,52 @@ impl PlacementService {
         if let Some(known) = self.shared.replica.read(|state| state.is_known(&admit)) {
             return Ok(known);
         }
-        match self.shared.replica.propose(term, Op::AdmitStore(admit)).await {
-            Ok(Applied::Store(id)) => Ok(id),
-            Ok(Applied::Refused(_)) => Err(RegisterFailure::Refused(format!(
+        let decided = tokio::time::timeout(ADMIT_PATIENCE, self.shared.replica.propose(term, Op::AdmitStore(admit)));
+        match decided.await {
+            Ok(Ok(Applied::Store(id))) => Ok(id),
+            Ok(Ok(Applied::Refused(_))) => Err(RegisterFailure::Refused(format!(
                 "cluster {ours} has no store {}; give the store an empty folder so that it joins as a new one",
                 StoreId(request.store_id)
             ))),
-            Ok(_) | Err(ProposeError::Unknown | ProposeError::Overloaded | ProposeError::NotLeader) => {
-                Err(RegisterFailure::Again)
-            }
+            Ok(Ok(other)) => Err(RegisterFailure::Again(format!("registering came to {other:?}"))),
+            Ok(Err(error)) => Err(RegisterFailure::Again(error.to_string())),
+            Err(_) => Err(RegisterFailure::Again("placement's group does not decide; is a majority up?".to_owned())),
         }
+    }
+
+    /// Takes a heartbeat of a known store.
+    fn hear(&self, term: Term, beat: StoreHeartbeatRequest, answer: &mut StoreHeartbeatResponse) {
+        let id = StoreId(beat.store_id);
+        let mut memory = self.shared.memory(term);
+        match memory.presence.store_beat(&beat, Instant::now()) {
+            Beat::Replaced(newer) => {
+                answer.failed = format!(
+                    "{id} was started again since ({newer}; this process is {}): two processes must not use one store's \
+                     folder or a copy of it",
+                    Incarnation(beat.incarnation)
+                );
+                return;
+            }
+            said => answer.want_full = said == Beat::WantFull,
+        }
+        if beat.full {
+            let led = beat.leaders.iter().filter_map(|report| report.region.as_ref().map(Region::region_id)).collect();
+            memory.regions.leads_only(id, &led);
+        }
+        for report in beat.leaders {
+            memory.regions.take(report);
+        }
+        drop(memory);
+        if let Some(stats) = beat.stats {
+            self.shared.office.hear(Revision(stats.heard_revision));
+        }
+        self.shared.news.notify_waiters();
     }
 }
 
 enum RegisterFailure {
     Refused(String),
-    Again,
-}
-
-fn try_again() -> Status {
-    Status::unavailable("placement's leadership is moving; try again")
+    Again(String),
 }
 
 #[tonic::async_trait]
@@ -84,11 +117,15 @@ impl Placement for PlacementService {
             return Ok(Response::new(RegisterStoreResponse { header: Some(header), ..Default::default() }));
         };
         let answer = match self.admit(term, &request).await {
-            Ok(id) => RegisterStoreResponse { header: Some(header), store_id: id.0, failed: String::new() },
+            Ok(id) => {
+                self.shared.memory(term).presence.store_joined(id, Instant::now());
+                self.shared.news.notify_waiters();
+                RegisterStoreResponse { header: Some(header), store_id: id.0, failed: String::new() }
+            }
             Err(RegisterFailure::Refused(failed)) => {
                 RegisterStoreResponse { header: Some(header), store_id: 0, failed }
             }
-            Err(RegisterFailure::Again) => return Err(try_again()),
+            Err(RegisterFailure::Again(why)) => return Err(Status::unavailable(why)),
         };
         Ok(Response::new(answer))
     }
@@ -100,21 +137,14 @@ impl Placement for PlacementService {
         let beat = request.into_inner();
         let (header, term) = self.shared.header();
         let mut answer = StoreHeartbeatResponse { header: Some(header), ..Default::default() };
-        if term.is_none() {
+        let Some(term) = term else { return Ok(Response::new(answer)) };
+        let ours = self.shared.cluster_id;
+        if beat.cluster_id != ours.0 || self.shared.store(StoreId(beat.store_id)).is_none() {
+            let (id, theirs) = (StoreId(beat.store_id), ClusterId(beat.cluster_id));
+            answer.failed = format!("{id} of cluster {theirs} is no store of this cluster, {ours}");
             return Ok(Response::new(answer));
         }
-        let id = StoreId(beat.store_id);
-        let known = self.shared.replica.read(|state| state.store(id).is_some());
-        if beat.cluster_id != self.shared.cluster_id.0 || !known {
-            answer.failed = format!("cluster {} has no store {id}", self.shared.cluster_id);
-            return Ok(Response::new(answer));
-        }
-        answer.want_full = self.shared.presence.lock().store(&beat, Instant::now());
-        let mut regions = self.shared.regions.write();
-        for report in beat.leaders {
-            regions.take(report);
-        }
-        drop(regions);
+        self.hear(term, beat, &mut answer);
         answer.stores = self.shared.stores();
         Ok(Response::new(answer))
     }
@@ -138,10 +168,10 @@ impl Placement for PlacementService {
             peer_urls: beat.peer_urls,
         };
         let now = Instant::now();
-        let mut presence = self.shared.presence.lock();
-        presence.proxy(member, now);
-        answer.members = presence.proxies(now);
-        drop(presence);
+        let mut memory = self.shared.memory(term);
+        memory.presence.proxy_beat(member, now);
+        answer.members = memory.presence.proxies(now);
+        drop(memory);
         answer.leader_member = self.shared.member;
         answer.raft_term = term.0;
         answer.raft_index = self.shared.replica.handle().map_or(0, |handle| handle.applied_index());
@@ -152,13 +182,11 @@ impl Placement for PlacementService {
         let request = request.into_inner();
         let (header, term) = self.shared.header();
         let mut answer = RouteResponse { header: Some(header), ..Default::default() };
-        if term.is_none() {
-            return Ok(Response::new(answer));
-        }
+        let Some(term) = term else { return Ok(Response::new(answer)) };
         let limit = (request.limit.max(1) as usize).min(ROUTES_MAX);
-        answer.routes = self.shared.regions.read().routes(&request.key, limit);
+        answer.routes = self.shared.memory(term).regions.routes(&request.key, limit);
         answer.stores = self.shared.stores();
-        answer.not_ready = self.shared.waiting_for();
+        answer.not_ready = founding::waiting_for(&self.shared, term);
         Ok(Response::new(answer))
     }
 
@@ -176,7 +204,7 @@ pub fn status(shared: &Shared) -> StatusResponse {
     let sequencer = shared.office.status();
     let waiting_for = match &sequencer.behind {
         Some(why) => why.clone(),
-        None => shared.waiting_for(),
+        None => founding::waiting_for(shared, term),
     };
     answer_status(header, term, shared, &sequencer, waiting_for)
 }

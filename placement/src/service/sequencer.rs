@@ -27,10 +27,7 @@ impl SequencerService {
 impl Sequencer for SequencerService {
     type NumberStream = BoxStream<'static, Result<NumberAnswer, Status>>;
 
-    async fn number(
-        &self,
-        request: Request<Streaming<NumberRequest>>,
-    ) -> Result<Response<Self::NumberStream>, Status> {
+    async fn number(&self, request: Request<Streaming<NumberRequest>>) -> Result<Response<Self::NumberStream>, Status> {
         let office = Arc::clone(&self.office);
         let answers = request.into_inner().map(move |request| request.map(|request| office.number(&request)));
         Ok(Response::new(answers.boxed()))

@@ -11,7 +11,9 @@
 //! Ids are big endian. Rows are only overwritten, never deleted.
 
 use braid_proto::id::{ClusterId, Revision, SequencerEpoch, StoreId};
-use braid_proto::pb::{Region, StoredAnswer, StoredCluster, StoredMarks, StoredStore, StoredWindow};
+use braid_proto::pb::{
+    Region, Store, StoredAnswer, StoredCluster, StoredLabel, StoredMarks, StoredStore, StoredWindow,
+};
 use prost::Message;
 use thiserror::Error;
 
@@ -86,7 +88,9 @@ impl State {
             }
             .encode_to_vec(),
             Row::FirstRegion(id) => self.first_regions.get(&id).map(Message::encode_to_vec).unwrap_or_default(),
-            Row::Store(id) => self.stores.get(&id).map(|record| stored_store(record).encode_to_vec()).unwrap_or_default(),
+            Row::Store(id) => {
+                self.stores.get(&id).map(|record| stored_store(record).encode_to_vec()).unwrap_or_default()
+            }
             Row::Window => stored_window(&self.window).encode_to_vec(),
             Row::Marks => {
                 let (compacted, auth_revision) = (self.marks.compacted.0, self.marks.auth_revision);
@@ -125,8 +129,10 @@ impl State {
             }
             Row::Store(id) => {
                 let stored: StoredStore = decode(row, value)?;
-                let store = stored.store.filter(|store| store.id == id.0).ok_or(RowError::Damaged(row))?;
-                self.stores.insert(id, StoreRecord { store, name: stored.name, held_peers: stored.held_peers });
+                if stored.id != id.0 {
+                    return Err(RowError::Damaged(row));
+                }
+                self.stores.insert(id, store(stored));
             }
             Row::Window => self.window = window(&decode(row, value)?),
             Row::Marks => {
@@ -143,7 +149,23 @@ fn decode<M: Message + Default>(row: Row, value: &[u8]) -> Result<M, RowError> {
 }
 
 fn stored_store(record: &StoreRecord) -> StoredStore {
-    StoredStore { store: Some(record.store.clone()), name: record.name.clone(), held_peers: record.held_peers }
+    let label = |(name, value): (&String, &String)| StoredLabel { name: name.clone(), value: value.clone() };
+    let mut labels: Vec<_> = record.store.labels.iter().map(label).collect();
+    labels.sort_by(|one, other| one.name.cmp(&other.name));
+    StoredStore {
+        id: record.store.id,
+        peer_addr: record.store.peer_addr.clone(),
+        labels,
+        version: record.store.version.clone(),
+        name: record.name.clone(),
+        held_peers: record.held_peers,
+    }
+}
+
+fn store(stored: StoredStore) -> StoreRecord {
+    let labels = stored.labels.into_iter().map(|label| (label.name, label.value)).collect();
+    let store = Store { id: stored.id, peer_addr: stored.peer_addr, labels, version: stored.version };
+    StoreRecord { store, name: stored.name, held_peers: stored.held_peers }
 }
 
 fn stored_window(window: &WindowRecord) -> StoredWindow {

@@ -8,7 +8,8 @@ use super::rows::RowError;
 use super::*;
 
 fn admit(store_id: u64, name: &str, addr: &str) -> AdmitStore {
-    let labels = HashMap::from([("zone".to_owned(), "a".to_owned())]);
+    let labels = ["zone", "rack", "host", "disk"].map(|label| (label.to_owned(), format!("{label}-1")));
+    let labels = HashMap::from(labels);
     AdmitStore { store_id, name: name.into(), peer_addr: addr.into(), labels, version: "0.1.0".into() }
 }
 
@@ -132,6 +133,7 @@ fn equal_entries_make_equal_states_on_every_member() {
     }
     let [one, other] = members;
     assert_eq!(one.state, other.state);
+    assert_eq!(one.disk, other.disk);
 }
 
 #[test]

@@ -1,0 +1,159 @@
+//! Whole placement groups in one process: real raft hosts on real folders, over a network and stores that tests control.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use braid_proto::pb::placement_server::Placement as _;
+use braid_proto::pb::{
+    RegisterStoreRequest, RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse,
+    StoreHeartbeatRequest, StoreHeartbeatResponse,
+};
+use tempfile::TempDir;
+use tonic::Request;
+
+use super::*;
+use net::{Net, Port};
+use stores::FakeStores;
+
+mod founding;
+mod net;
+mod numbering;
+mod operators;
+mod recovery;
+mod stores;
+mod wire;
+
+const CLUSTER: ClusterId = ClusterId(77);
+/// How long anything may take before a test gives it up. Elections take about a second.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Waits until `look` sees what it looks for.
+async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let seen = tokio::time::timeout(LIMIT, async {
+        loop {
+            if let Some(seen) = look().await {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    seen.await.unwrap_or_else(|_| panic!("not seen in {LIMIT:?}: {what}"))
+}
+
+/// Members 1 to n, each with a folder that outlives it.
+struct Group {
+    net: Arc<Net>,
+    stores: Arc<FakeStores>,
+    dirs: BTreeMap<u64, TempDir>,
+    members: BTreeMap<u64, Placement>,
+    config: PlacementConfig,
+    tuning: Tuning,
+}
+
+impl Group {
+    /// A running group.
+    async fn start(members: u64) -> Self {
+        Self::start_with(members, |_, _| {}).await
+    }
+
+    async fn start_with(members: u64, change: impl FnOnce(&mut PlacementConfig, &mut Tuning)) -> Self {
+        let member = |id| MemberConfig { id, name: format!("n{id}"), peer_addr: format!("n{id}:1") };
+        let mut config = PlacementConfig {
+            dir: PathBuf::new(),
+            cluster_id: CLUSTER,
+            member_id: 0,
+            members: (1..=members).map(member).collect(),
+            replicas: 3,
+            split_keys: vec![Bytes::from_static(b"\x20g"), Bytes::from_static(b"\x20p")],
+        };
+        let mut tuning = Tuning::default();
+        tuning.timing.tick = Duration::from_millis(20);
+        change(&mut config, &mut tuning);
+        let dirs = (1..=members).map(|id| (id, TempDir::new().expect("a folder")));
+        let mut group = Self {
+            net: Arc::default(),
+            stores: Arc::default(),
+            dirs: dirs.collect(),
+            members: BTreeMap::new(),
+            config,
+            tuning,
+        };
+        for id in 1..=members {
+            group.open(id).await;
+        }
+        group
+    }
+
+    async fn open(&mut self, id: u64) {
+        let member = self.try_open(id).await.expect("the member opens");
+        self.net.attach(id, member.inbound());
+        self.members.insert(id, member);
+    }
+
+    async fn try_open(&self, id: u64) -> Result<Placement, PlacementError> {
+        let dir = self.dirs[&id].path().to_owned();
+        let config = PlacementConfig { dir, member_id: id, ..self.config.clone() };
+        let (port, stores) = (Arc::new(Port(Arc::clone(&self.net))), Arc::clone(&self.stores));
+        Placement::open_with(config, port, stores, self.tuning).await
+    }
+
+    /// The member that leads and holds its lease.
+    async fn leader(&self) -> &Placement {
+        let leading = || async { self.members.values().find(|member| member.leads()) };
+        eventually("a leader", leading).await
+    }
+
+    /// Ends a member as a crash would: nothing is handed over.
+    async fn kill(&mut self, id: u64) {
+        self.net.detach(id);
+        let member = self.members.remove(&id).expect("it runs");
+        let host = Arc::clone(&member.host);
+        tokio::task::spawn_blocking(move || host.shutdown()).await.expect("it stops");
+    }
+
+    /// Ends a member as its operator would.
+    async fn stop(&mut self, id: u64) {
+        let member = self.members.remove(&id).expect("it runs");
+        member.shutdown().await;
+        self.net.detach(id);
+    }
+
+    async fn stop_all(&mut self) {
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.stop(id).await;
+        }
+    }
+}
+
+impl Placement {
+    fn id(&self) -> u64 {
+        self.shared.member
+    }
+
+    fn service(&self) -> PlacementService {
+        PlacementService::new(Arc::clone(&self.shared))
+    }
+
+    async fn register(&self, request: RegisterStoreRequest) -> RegisterStoreResponse {
+        self.service().register_store(Request::new(request)).await.expect("answered").into_inner()
+    }
+
+    async fn beat(&self, request: StoreHeartbeatRequest) -> StoreHeartbeatResponse {
+        self.service().store_heartbeat(Request::new(request)).await.expect("answered").into_inner()
+    }
+
+    async fn routes(&self, key: &[u8]) -> RouteResponse {
+        let request = RouteRequest { key: Bytes::copy_from_slice(key), limit: 100 };
+        self.service().get_routes(Request::new(request)).await.expect("answered").into_inner()
+    }
+
+    async fn status(&self) -> StatusResponse {
+        self.service().get_status(Request::new(StatusRequest {})).await.expect("answered").into_inner()
+    }
+}
+
+/// The registration of store `name`, which has no folder yet.
+fn newcomer(name: &str) -> RegisterStoreRequest {
+    RegisterStoreRequest { name: name.into(), peer_addr: format!("{name}:1"), ..Default::default() }
+}
