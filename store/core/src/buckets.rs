@@ -281,7 +281,9 @@ impl Chunk {
         let fits = |left: usize| self.buckets[left].keys + self.buckets[left + 1].keys <= BUCKET_KEYS_MAX / 2;
         let neighbours = [b.checked_sub(1), (b + 1 < self.buckets.len()).then_some(b)];
         let smallest = |left: &usize| self.buckets[*left].keys + self.buckets[*left + 1].keys;
-        let Some(left) = neighbours.into_iter().flatten().filter(|left| fits(*left)).min_by_key(smallest) else { return };
+        let Some(left) = neighbours.into_iter().flatten().filter(|left| fits(*left)).min_by_key(smallest) else {
+            return;
+        };
         let right = self.buckets.remove(left + 1);
         self.buckets[left].keys += right.keys;
     }

@@ -13,9 +13,7 @@
 //! duplicate rule's two blind spots, the same key put and deleted in one transaction, runs in the order of operations.
 
 use braid_proto::error::EtcdStatus;
-use braid_proto::etcd::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, TxnRequest, request_op::Request as Op,
-};
+use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, PutRequest, TxnRequest, request_op::Request as Op};
 use braid_proto::pb::{Change, EtcdError, region_response};
 
 use crate::view::{Damaged, View};

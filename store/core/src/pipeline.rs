@@ -527,8 +527,13 @@ impl<R, W> Pipeline<R, W> {
     fn number(&mut self, batch: Batch<R>, block: Block, term: Term, effects: &mut Vec<Effect<R, W>>) {
         let mut counter = block.base;
         let mut entry = RegionEntry { term: term.0, version: self.region.region_epoch().version, txns: Vec::new() };
-        let mut in_flight =
-            EntryInFlight { id: EntryId(self.id()), term, seq: 0, bytes: 0, answers: Vec::with_capacity(batch.items.len()) };
+        let mut in_flight = EntryInFlight {
+            id: EntryId(self.id()),
+            term,
+            seq: 0,
+            bytes: 0,
+            answers: Vec::with_capacity(batch.items.len()),
+        };
         for mut item in batch.items {
             if item.seq == 0 {
                 eval::fill(&mut item.response, &|seq| self.numbers.of(seq), None, counter);

@@ -94,8 +94,9 @@ impl Head {
     /// See [`Record::decode`].
     pub fn decode(bytes: &[u8]) -> Result<(Self, &[u8]), Damaged> {
         let mut rest = bytes;
-        let head = decode_head(&mut rest)
-            .ok_or_else(|| Damaged(format!("{} bytes that begin with {:02x?} are no record", bytes.len(), start(bytes))))?;
+        let head = decode_head(&mut rest).ok_or_else(|| {
+            Damaged(format!("{} bytes that begin with {:02x?} are no record", bytes.len(), start(bytes)))
+        })?;
         Ok((head, rest))
     }
 }

@@ -70,7 +70,11 @@ impl Owner {
         assert_eq!(self.count(&whole), self.keys.len() as u64);
         for _ in 0..20 {
             let (a, b) = (next(random) % 20_000, next(random) % 20_000);
-            for range in [range(a, b), KeyRange { start: key(a), end: Bytes::new() }, KeyRange { start: Bytes::new(), end: key(b) }] {
+            for range in [
+                range(a, b),
+                KeyRange { start: key(a), end: Bytes::new() },
+                KeyRange { start: Bytes::new(), end: key(b) },
+            ] {
                 let expected = self.keys.iter().filter(|key| range.contains(key)).count() as u64;
                 assert_eq!(self.count(&range), if range.is_empty() { 0 } else { expected }, "{range:?}");
             }
@@ -97,7 +101,7 @@ fn counts_are_exact_whatever_comes_and_goes() {
             match phase % 3 {
                 0 => owner.add(number),
                 1 => owner.remove(number),
-                _ if next(&mut random) % 2 == 0 => owner.add(number),
+                _ if next(&mut random).is_multiple_of(2) => owner.add(number),
                 _ => owner.remove(number),
             }
         }

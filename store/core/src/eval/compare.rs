@@ -91,11 +91,15 @@ fn judge_record(run: &Run<'_>, compare: &Compare, record: &Record) -> Verdict {
             _ => record.lease.cmp(&0),
         },
         Ok(CompareTarget::Create) => match union {
-            Some(TargetUnion::CreateRevision(wanted)) => return judge_revision(run, compare, record.create_revision, *wanted),
+            Some(TargetUnion::CreateRevision(wanted)) => {
+                return judge_revision(run, compare, record.create_revision, *wanted);
+            }
             _ => return judge_revision(run, compare, record.create_revision, 0),
         },
         Ok(CompareTarget::Mod) => match union {
-            Some(TargetUnion::ModRevision(wanted)) => return judge_revision(run, compare, record.mod_revision, *wanted),
+            Some(TargetUnion::ModRevision(wanted)) => {
+                return judge_revision(run, compare, record.mod_revision, *wanted);
+            }
             _ => return judge_revision(run, compare, record.mod_revision, 0),
         },
         // A target that etcd does not know compares nothing with nothing.

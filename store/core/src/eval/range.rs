@@ -29,11 +29,8 @@ pub fn read(
     range: &KeyRange,
     revision: i64,
 ) -> Result<RangeResponse, Damaged> {
-    let (kvs, count) = collect(
-        request,
-        &mut |visit| base.scan_at(range, revision, visit),
-        &mut || base.count_at(range, revision),
-    )?;
+    let (kvs, count) =
+        collect(request, &mut |visit| base.scan_at(range, revision, visit), &mut || base.count_at(range, revision))?;
     Ok(finish(request, kvs, count))
 }
 
@@ -151,10 +148,12 @@ fn compare(run: &Run<'_>, revision: i64, bound: i64) -> Result<Ordering, Stop> {
         Some(Unknown::InFlight(seq)) => {
             compare_unknown(run.view.overlay.floor(seq), bound).ok_or(Stop::Wait(WaitFor::Number(seq)))
         }
-        Some(Unknown::Own) => compare_unknown(run.context.heard, bound).ok_or_else(|| match run.context.heard_is_fresh {
-            true => fail(error::FUTURE_REVISION),
-            false => Stop::Wait(WaitFor::Bound),
-        }),
+        Some(Unknown::Own) => {
+            compare_unknown(run.context.heard, bound).ok_or_else(|| match run.context.heard_is_fresh {
+                true => fail(error::FUTURE_REVISION),
+                false => Stop::Wait(WaitFor::Bound),
+            })
+        }
     }
 }
 

@@ -100,7 +100,15 @@ fn ranges_are_touched_by_the_newest_write_in_them() {
     overlay.push(1, 10, &[put("a", OWN), put("c", OWN)]);
     overlay.push(2, 10, &[delete("b")]);
     overlay.push(3, 10, &[put("d", OWN)]);
-    for (text, seq) in [("a", Some(1)), ("b", Some(2)), ("aa", None), ("a..d", Some(2)), ("c..d", Some(1)), ("a..\0", Some(3)), ("d..a", None)] {
+    for (text, seq) in [
+        ("a", Some(1)),
+        ("b", Some(2)),
+        ("aa", None),
+        ("a..d", Some(2)),
+        ("c..d", Some(1)),
+        ("a..\0", Some(3)),
+        ("d..a", None),
+    ] {
         assert_eq!(overlay.touches(&range(text)), seq, "{text}");
     }
 }
@@ -115,7 +123,9 @@ fn a_read_at_a_revision_waits_for_what_may_lie_at_or_below_it() {
     overlay.resolve(1, 11);
     overlay.resolve(2, 15);
     overlay.resolve(3, 18);
-    for (revision, seq) in [(10, None), (11, Some(1)), (14, Some(1)), (15, Some(2)), (17, Some(2)), (18, Some(3)), (99, Some(3))] {
+    for (revision, seq) in
+        [(10, None), (11, Some(1)), (14, Some(1)), (15, Some(2)), (17, Some(2)), (18, Some(3)), (99, Some(3))]
+    {
         assert_eq!(overlay.touches_at(&range("a..c"), revision), seq, "at {revision}");
     }
     assert_eq!(overlay.touches_at(&range("b"), 14), None);

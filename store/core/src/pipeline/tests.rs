@@ -24,11 +24,7 @@ impl BaseView for Applied {
         Ok(self.0.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        range: &KeyRange,
-        visit: &mut dyn FnMut(&Bytes, &Record) -> ControlFlow<()>,
-    ) -> Result<(), Damaged> {
+    fn scan(&self, range: &KeyRange, visit: &mut dyn FnMut(&Bytes, &Record) -> ControlFlow<()>) -> Result<(), Damaged> {
         for (key, record) in self.0.iter().filter(|(key, _)| range.contains(key)) {
             if visit(key, record).is_break() {
                 break;
@@ -184,7 +180,9 @@ fn describe_answer(answer: RegionResponse) -> String {
             let before = put.prev_kv.map(|kv| format!(" before {}@{}", text(&kv.value), kv.mod_revision));
             format!("put @{}{}", header(put.header), before.unwrap_or_default())
         }
-        region_response::Result::DeleteRange(delete) => format!("deleted {} @{}", delete.deleted, header(delete.header)),
+        region_response::Result::DeleteRange(delete) => {
+            format!("deleted {} @{}", delete.deleted, header(delete.header))
+        }
         region_response::Result::Txn(txn) => format!("txn {} @{}", txn.succeeded, header(txn.header)),
         region_response::Result::Refusal(refusal) => match refusal.reason.expect("a reason") {
             refusal::Reason::NotLeader(_) => "not leader".to_owned(),
@@ -494,11 +492,7 @@ fn the_epoch_is_checked_when_the_request_is_evaluated() {
     assert!(script.pipeline.begin_barrier());
     script.submit(1, put("b", "2"));
     let version = EPOCH.version + 1;
-    script.pipeline.on_region(Region {
-        id: 7,
-        epoch: Some(RegionEpoch { version, ..EPOCH }),
-        ..Default::default()
-    });
+    script.pipeline.on_region(Region { id: 7, epoch: Some(RegionEpoch { version, ..EPOCH }), ..Default::default() });
     script.pipeline.end_barrier();
     script.pump();
     assert_eq!(script.answers(), ["1 epoch mismatch"]);

@@ -22,7 +22,11 @@ impl Model {
         for change in changes {
             let versions = self.keys.entry(change.key.clone()).or_default();
             let live = versions.last().and_then(|(_, record)| record.as_ref());
-            assert_eq!(live.map_or(0, |live| live.mod_revision), change.supersedes, "superseded by {change:?} @{revision}");
+            assert_eq!(
+                live.map_or(0, |live| live.mod_revision),
+                change.supersedes,
+                "superseded by {change:?} @{revision}"
+            );
             let record = (!change.delete).then(|| Record {
                 create_revision: change.create_revision,
                 mod_revision: revision,

@@ -27,7 +27,12 @@ fn every_target_with_every_relation() {
     }
     holds(AB, "lease(b)=7", true);
     holds(AB, "lease(b)>7", false);
-    for (relation, results) in [("=", [false, true, false]), ("!=", [true, false, true]), (">", [true, false, false]), ("<", [false, false, true])] {
+    for (relation, results) in [
+        ("=", [false, true, false]),
+        ("!=", [true, false, true]),
+        (">", [true, false, false]),
+        ("<", [false, false, true]),
+    ] {
         for (constant, expected) in ["w", "x", "xx"].iter().zip(results) {
             holds(AB, &format!("val(a){relation}{constant}"), expected);
         }
@@ -78,7 +83,13 @@ fn what_etcd_does_not_know_compares_nothing_or_always_holds() {
         let request = Request::Txn(TxnRequest { compare: vec![compare], ..TxnRequest::default() });
         shown(&state.evaluate(&request, &Context::default()))
     };
-    let compare = |result: i32, target: i32, union| Compare { result, target, key: "a".into(), target_union: union, ..Compare::default() };
+    let compare = |result: i32, target: i32, union| Compare {
+        result,
+        target,
+        key: "a".into(),
+        target_union: union,
+        ..Compare::default()
+    };
     let (then, other) = ("read: txn before then {}", "read: txn before else {}");
     let (equal, greater) = (CompareResult::Equal as i32, CompareResult::Greater as i32);
     // A union that does not match the target: compared with zero, or with nothing.

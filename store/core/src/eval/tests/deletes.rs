@@ -26,7 +26,11 @@ fn a_delete_of_nothing_is_a_read() {
 
 #[test]
 fn prev_kvs_come_in_key_order() {
-    check("put b 2; put a 1 lease=9", "del .. prev", "write [-a over 3, -b over 2]: del own 2 a=1[c3 m3 v1 l9] b=2[c2 m2 v1]");
+    check(
+        "put b 2; put a 1 lease=9",
+        "del .. prev",
+        "write [-a over 3, -b over 2]: del own 2 a=1[c3 m3 v1 l9] b=2[c2 m2 v1]",
+    );
     check(ABC, "del b prev", "write [-b over 3]: del own 1 b=2[c3 m3 v1]");
     check(ABC, "del x prev", "read: del before 0");
 }
@@ -35,15 +39,22 @@ fn prev_kvs_come_in_key_order() {
 fn what_changes_too_much_fails_before_it_takes_a_number() {
     let state = State::parse("put a 1; put b 2; put c 3; put d 4");
     let keys = Context { heard: 5, effect_changes_max: 3, ..Context::default() };
-    let refused = "fail 8: braid: the request changes more than 3 keys or 33554432 bytes at once; split it into smaller ranges";
+    let refused =
+        "fail 8: braid: the request changes more than 3 keys or 33554432 bytes at once; split it into smaller ranges";
     check_in(&state, "del a..d", &keys, "write [-a over 2, -b over 3, -c over 4]: del own 3");
     check_in(&state, "del ..", &keys, refused);
-    check_in(&state, "txn { then del a..c ; put x 1 }", &keys, "write [-a over 2, -b over 3, x=1 cown v1]: txn own then {del own 2; put own}");
+    check_in(
+        &state,
+        "txn { then del a..c ; put x 1 }",
+        &keys,
+        "write [-a over 2, -b over 3, x=1 cown v1]: txn own then {del own 2; put own}",
+    );
     check_in(&state, "txn { then del a..c ; put x 1 ; put y 1 }", &keys, refused);
     check_in(&state, "txn { then put x 1 ; del a..d }", &keys, refused);
 
     let bytes = Context { heard: 5, effect_bytes_max: 60, ..Context::default() };
-    let refused = "fail 8: braid: the request changes more than 400000 keys or 60 bytes at once; split it into smaller ranges";
+    let refused =
+        "fail 8: braid: the request changes more than 400000 keys or 60 bytes at once; split it into smaller ranges";
     check_in(&state, "put x 0123456789", &bytes, "write [x=0123456789 cown v1]: put own");
     check_in(&state, "put x 01234567890", &bytes, refused);
     check_in(&state, "del a..c", &bytes, refused);

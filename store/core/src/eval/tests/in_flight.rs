@@ -18,10 +18,18 @@ fn a_later_write_rests_on_the_one_in_flight() {
 fn failures_and_reads_rest_on_what_they_saw() {
     check("put a 1 | del a", "put a ignore_value", "fail 3: etcdserver: key not found (rests on 1)");
     check("put a 1 | put a 2", "txn { if val(a)=1 then put b 1 }", "read: txn before else {} (rests on 1)");
-    check("put a 1 | put b 2; put c 3", "get .. limit=1", "read: txn before then {get before a=1[c2 m2 v1] of 3 more} (rests on 2)");
+    check(
+        "put a 1 | put b 2; put c 3",
+        "get .. limit=1",
+        "read: txn before then {get before a=1[c2 m2 v1] of 3 more} (rests on 2)",
+    );
     check("put a 1 | put b 2; put c 3", "get a..b", "read: txn before then {get before a=1[c2 m2 v1] of 1}");
     check("put a 1 | del a; put c 3", "get .. count", "read: txn before then {get before of 1} (rests on 2)");
-    check("put a 1 | del a", "txn { if ver(..)=0 then get a count }", "read: txn before then {get before of 0} (rests on 1)");
+    check(
+        "put a 1 | del a",
+        "txn { if ver(..)=0 then get a count }",
+        "read: txn before then {get before of 0} (rests on 1)",
+    );
 }
 
 #[test]
@@ -73,8 +81,16 @@ fn filters_wait_where_the_number_decides() {
     check(state, "get .. minmod=3", "read: txn before then {get before b=2[c3 m?1 v2] of 2} (rests on 1)");
     check(state, "get .. maxmod=3", "read: txn before then {get before a=1[c2 m2 v1] of 2} (rests on 1)");
     check(state, "get .. maxmod=4", "wait for number 1");
-    check(state, "get .. maxcreate=3", "read: txn before then {get before a=1[c2 m2 v1] b=2[c3 m?1 v2] of 2} (rests on 1)");
-    check(state, "get .. maxmod=9223372036854775807 limit=1", "read: txn before then {get before a=1[c2 m2 v1] of 2 more} (rests on 1)");
+    check(
+        state,
+        "get .. maxcreate=3",
+        "read: txn before then {get before a=1[c2 m2 v1] b=2[c3 m?1 v2] of 2} (rests on 1)",
+    );
+    check(
+        state,
+        "get .. maxmod=9223372036854775807 limit=1",
+        "read: txn before then {get before a=1[c2 m2 v1] of 2 more} (rests on 1)",
+    );
     check(state, "get .. minmod=9223372036854775807", "read: txn before then {get before of 2} (rests on 1)");
     // A definite no of another filter decides first.
     check("put a 1 | put a 2", "get a maxcreate=1 maxmod=1", "read: txn before then {get before of 1} (rests on 1)");
@@ -94,7 +110,11 @@ fn orders_by_revision_wait_only_against_what_was_heard_later() {
     );
     // 9 was heard of after the second was pushed: is its number 8 or 10?
     check("put a 1 | put b 1; put c 1; #1 @9", "get .. sort=mod:asc", "wait for number 2");
-    check("put a 1 | put b 1; put c 1; #1 @9", "get .. sort=mod:asc keys limit=5 maxmod=1", "read: txn before then {get before of 3} (rests on 2)");
+    check(
+        "put a 1 | put b 1; put c 1; #1 @9",
+        "get .. sort=mod:asc keys limit=5 maxmod=1",
+        "read: txn before then {get before of 3} (rests on 2)",
+    );
     check(
         "put a 1 | put b 1; put c 1; #1 @9",
         "get .. sort=val:desc limit=1",

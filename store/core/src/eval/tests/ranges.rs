@@ -11,7 +11,11 @@ fn ranges_show_what_is_live_and_count_it_all() {
     check(STATE, "get b", "read: txn before then {get before b=2[c3 m3 v1] of 1}");
     check(STATE, "get d", "read: txn before then {get before of 0}");
     check(STATE, "get .. limit=2", "read: txn before then {get before a=4[c2 m5 v2] b=2[c3 m3 v1] of 3 more}");
-    check(STATE, "get .. limit=3 keys", "read: txn before then {get before a=[c2 m5 v2] b=[c3 m3 v1] c=[c4 m4 v1] of 3}");
+    check(
+        STATE,
+        "get .. limit=3 keys",
+        "read: txn before then {get before a=[c2 m5 v2] b=[c3 m3 v1] c=[c4 m4 v1] of 3}",
+    );
     check(STATE, "get .. count", "read: txn before then {get before of 3}");
     check(STATE, "get b count", "read: txn before then {get before of 1}");
     check(STATE, "get c..b", "read: txn before then {get before of 0}");
@@ -37,8 +41,18 @@ fn revisions_above_the_counter_are_the_future_once_it_was_asked_for() {
     check_in(&state, "get a rev=7", &stale, "read: txn before then {get before a=4[c2 m5 v2] of 1}");
     check_in(&state, "get a rev=8", &stale, "wait for a bound");
     check_in(&state, "get a rev=8", &fresh, "fail 11: etcdserver: mvcc: required revision is a future revision");
-    check_in(&state, "txn { then put x 1 ; get a rev=8 }", &fresh, "fail 11: etcdserver: mvcc: required revision is a future revision");
-    check_in(&state, "txn { then put x 1 ; get a else get a rev=8 }", &fresh, "write [x=1 cown v1]: txn own then {put own; get own a=4[c2 m5 v2] of 1}");
+    check_in(
+        &state,
+        "txn { then put x 1 ; get a rev=8 }",
+        &fresh,
+        "fail 11: etcdserver: mvcc: required revision is a future revision",
+    );
+    check_in(
+        &state,
+        "txn { then put x 1 ; get a else get a rev=8 }",
+        &fresh,
+        "write [x=1 cown v1]: txn own then {put own; get own a=4[c2 m5 v2] of 1}",
+    );
 }
 
 #[test]

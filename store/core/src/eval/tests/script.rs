@@ -78,7 +78,8 @@ impl State {
     }
 
     pub fn evaluate(&self, request: &Request, context: &Context) -> Evaluated {
-        evaluate(request, &View { overlay: &self.overlay, base: &self.base }, context).expect("the model is never damaged")
+        evaluate(request, &View { overlay: &self.overlay, base: &self.base }, context)
+            .expect("the model is never damaged")
     }
 }
 
@@ -110,7 +111,9 @@ pub fn request(text: &str) -> Request {
         Op::RequestPut(put) => Request::Put(put),
         Op::RequestDeleteRange(delete) => Request::DeleteRange(delete),
         Op::RequestTxn(txn) => Request::Txn(txn),
-        range => Request::Txn(TxnRequest { success: vec![RequestOp { request: Some(range) }], ..TxnRequest::default() }),
+        range => {
+            Request::Txn(TxnRequest { success: vec![RequestOp { request: Some(range) }], ..TxnRequest::default() })
+        }
     }
 }
 
@@ -344,12 +347,13 @@ fn delete_answer(response: &DeleteRangeResponse) -> String {
 }
 
 fn txn_answer(response: &TxnResponse) -> String {
-    let answers = response.responses.iter().map(|op| match op.response.as_ref().expect("an answer for each operation") {
-        Done::ResponseRange(response) => range(response),
-        Done::ResponsePut(response) => put_answer(response),
-        Done::ResponseDeleteRange(response) => delete_answer(response),
-        Done::ResponseTxn(response) => txn_answer(response),
-    });
+    let answers =
+        response.responses.iter().map(|op| match op.response.as_ref().expect("an answer for each operation") {
+            Done::ResponseRange(response) => range(response),
+            Done::ResponsePut(response) => put_answer(response),
+            Done::ResponseDeleteRange(response) => delete_answer(response),
+            Done::ResponseTxn(response) => txn_answer(response),
+        });
     let answers: Vec<String> = answers.collect();
     let taken = if response.succeeded { "then" } else { "else" };
     format!("txn {} {taken} {{{}}}", header(&response.header), answers.join("; "))

@@ -6,8 +6,16 @@ const AB: &str = "put a 1; put b 2";
 
 #[test]
 fn the_taken_branch_runs_and_the_other_is_not_looked_at() {
-    check(AB, "txn { if mod(a)=2 then put a 9 else put a 8 lease=5 }", "write [a=9 c2 v2 over 2]: txn own then {put own}");
-    check(AB, "txn { if mod(a)=3 then put a 9 lease=5 else get a }", "read: txn before else {get before a=1[c2 m2 v1] of 1}");
+    check(
+        AB,
+        "txn { if mod(a)=2 then put a 9 else put a 8 lease=5 }",
+        "write [a=9 c2 v2 over 2]: txn own then {put own}",
+    );
+    check(
+        AB,
+        "txn { if mod(a)=3 then put a 9 lease=5 else get a }",
+        "read: txn before else {get before a=1[c2 m2 v1] of 1}",
+    );
     check(AB, "txn { if mod(a)=3 then put a 9 }", "read: txn before else {}");
     check(AB, "txn { }", "read: txn before then {}");
 }
@@ -63,7 +71,11 @@ fn every_operation_of_the_path_is_checked_on_the_state_before() {
     check(AB, "txn { then put n 1 ; put n ignore_value }", "fail 3: etcdserver: key not found");
     check(AB, "txn { then put x 1 ; txn { then put y ignore_value } }", "fail 3: etcdserver: key not found");
     check(AB, "txn { then put x 1 ; put y 1 lease=3 }", "fail 5: etcdserver: requested lease not found");
-    check(AB, "txn { then put x 1 ; txn { if ver(a)=0 then put y ignore_value } }", "write [x=1 cown v1]: txn own then {put own; txn 0 else {}}");
+    check(
+        AB,
+        "txn { then put x 1 ; txn { if ver(a)=0 then put y ignore_value } }",
+        "write [x=1 cown v1]: txn own then {put own; txn 0 else {}}",
+    );
 }
 
 #[test]
