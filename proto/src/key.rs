@@ -70,8 +70,7 @@ impl KeyRange {
     /// Whether every key of `other` lies in it. An empty range lies in every range.
     pub fn contains_range(&self, other: &KeyRange) -> bool {
         other.is_empty()
-            || (other.start >= self.start
-                && (self.end.is_empty() || (!other.end.is_empty() && other.end <= self.end)))
+            || (other.start >= self.start && (self.end.is_empty() || (!other.end.is_empty() && other.end <= self.end)))
     }
 
     /// Whether some key lies in both.

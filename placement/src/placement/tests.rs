@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use braid_proto::pb::placement_server::Placement as _;
 use braid_proto::pb::{
-    RegisterStoreRequest, RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse,
-    StoreHeartbeatRequest, StoreHeartbeatResponse,
+    PlacementHeader, RegisterStoreRequest, RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest,
+    StatusResponse, StoreHeartbeatRequest, StoreHeartbeatResponse,
 };
 use tempfile::TempDir;
 use tonic::Request;
@@ -98,10 +98,51 @@ impl Group {
         Placement::open_with(config, port, stores, self.tuning).await
     }
 
-    /// The member that leads and holds its lease.
+    /// The member that leads, holds its lease, and has its sequencer in office.
     async fn leader(&self) -> &Placement {
-        let leading = || async { self.members.values().find(|member| member.leads()) };
-        eventually("a leader", leading).await
+        let serves = |member: &&Placement| member.leads() && member.shared.office.status().serving;
+        eventually("a leader", async || self.members.values().find(serves)).await
+    }
+
+    /// What the leader answers. One that is too busy to keep its lease refuses, and is asked again.
+    async fn ask<T>(&self, call: impl AsyncFn(&Placement) -> (Option<PlacementHeader>, T)) -> T {
+        let answered = async || {
+            let (header, answer) = call(self.leader().await).await;
+            header.is_some_and(|header| !header.refused).then_some(answer)
+        };
+        eventually("an answer of the leader", answered).await
+    }
+
+    async fn register(&self, request: RegisterStoreRequest) -> RegisterStoreResponse {
+        self.ask(async |leader| {
+            let answer = leader.register(request.clone()).await;
+            (answer.header.clone(), answer)
+        })
+        .await
+    }
+
+    async fn beat(&self, request: StoreHeartbeatRequest) -> StoreHeartbeatResponse {
+        self.ask(async |leader| {
+            let answer = leader.beat(request.clone()).await;
+            (answer.header.clone(), answer)
+        })
+        .await
+    }
+
+    async fn routes(&self) -> RouteResponse {
+        self.ask(async |leader| {
+            let answer = leader.routes(b"").await;
+            (answer.header.clone(), answer)
+        })
+        .await
+    }
+
+    async fn status(&self) -> StatusResponse {
+        self.ask(async |leader| {
+            let answer = leader.status().await;
+            (answer.header.clone(), answer)
+        })
+        .await
     }
 
     /// Ends a member as a crash would: nothing is handed over.

@@ -106,11 +106,7 @@ impl RegionData {
 
 impl Inner {
     /// Notes an applied change. True: the bucket of its key has grown too large.
-    pub fn count(
-        published: &mut Published,
-        deltas: &mut Option<Deltas>,
-        change: Change<'_>,
-    ) -> bool {
+    pub fn count(published: &mut Published, deltas: &mut Option<Deltas>, change: Change<'_>) -> bool {
         if change.kind == ChangeKind::Updated {
             return false;
         }

@@ -135,7 +135,11 @@ fn check(data: &RegionData, history: &History, revision: i64, random: &mut Rando
         assert_eq!(listed, wanted, "{range:?} @{revision}");
     }
     let key = user_key(format!("k{:03}", random.below(keys)).as_bytes());
-    assert_eq!(data.get_at(&key, revision).expect("readable").as_ref(), history.at(&key, revision), "{key:?} @{revision}");
+    assert_eq!(
+        data.get_at(&key, revision).expect("readable").as_ref(),
+        history.at(&key, revision),
+        "{key:?} @{revision}"
+    );
 }
 
 #[test]
@@ -198,7 +202,8 @@ fn several_transactions_of_one_batch_may_change_the_same_key() {
 fn a_change_that_contradicts_the_data_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let data = RegionData::open(open(&dir), &region());
-    let change = pb::Change { key: user_key(b"k"), supersedes: 9, create_revision: 2, version: 2, ..Default::default() };
+    let change =
+        pb::Change { key: user_key(b"k"), supersedes: 9, create_revision: 2, version: 2, ..Default::default() };
     let txn = TxnEffect { revision: 10, changes: vec![change] };
     assert!(data.apply(&[txn], WriteBatch::default()).is_err());
     assert_eq!(data.get_latest(&user_key(b"k")), Ok(None));
@@ -232,7 +237,10 @@ fn counts_stay_right_while_a_region_is_filled_and_split() {
     let snapshot = data.snapshot().expect("readable");
     assert_eq!(snapshot.count(&KeyRange { start: whole.start.clone(), end: key(2_500) }, &[]), Ok(2_500));
     let right = RegionData::open(db, &Region { id: 8, start: key(2_500), ..region() });
-    assert_eq!(right.snapshot().expect("readable").count(&KeyRange { start: key(2_500), end: whole.end }, &[]), Ok(3_500));
+    assert_eq!(
+        right.snapshot().expect("readable").count(&KeyRange { start: key(2_500), end: whole.end }, &[]),
+        Ok(3_500)
+    );
 }
 
 #[test]

@@ -7,10 +7,10 @@ use braid_proto::pb::StoreStats;
 use super::*;
 
 /// Registers `n1` to `n<count>` and returns their ids.
-async fn join(leader: &Placement, count: u64) -> Vec<u64> {
+async fn join(group: &Group, count: u64) -> Vec<u64> {
     let mut ids = Vec::new();
     for store in 1..=count {
-        ids.push(leader.register(newcomer(&format!("n{store}"))).await.store_id);
+        ids.push(group.register(newcomer(&format!("n{store}"))).await.store_id);
     }
     ids
 }
@@ -18,11 +18,10 @@ async fn join(leader: &Placement, count: u64) -> Vec<u64> {
 /// Lets the stores report what they lead until placement has what it waits for.
 async fn bootstrapped(group: &Group, stores: &[u64]) {
     let reported = async || {
-        let leader = group.leader().await;
         for store in stores {
-            leader.beat(group.stores.full_beat(*store)).await;
+            group.beat(group.stores.full_beat(*store)).await;
         }
-        leader.status().await.bootstrapped.then_some(())
+        group.status().await.bootstrapped.then_some(())
     };
     eventually("every first region has a leader", reported).await;
 }
@@ -30,17 +29,15 @@ async fn bootstrapped(group: &Group, stores: &[u64]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_regions_wait_for_their_stores_and_are_created_with_the_leader_last() {
     let mut group = Group::start(3).await;
-    let leader = group.leader().await;
-    let mut ids = join(leader, 2).await;
-    let status = leader.status().await;
+    let mut ids = join(&group, 2).await;
+    let status = group.status().await;
     assert_eq!((status.bootstrapped, status.waiting_for.as_str()), (false, "2 of 3 stores have joined"));
-    let routes = leader.routes(b"").await;
+    let routes = group.routes().await;
     assert_eq!((routes.routes.len(), routes.not_ready.as_str()), (0, "2 of 3 stores have joined"));
-    ids.push(leader.register(newcomer("n3")).await.store_id);
+    ids.push(group.register(newcomer("n3")).await.store_id);
     bootstrapped(&group, &ids).await;
 
-    let leader = group.leader().await;
-    let routes = leader.routes(b"").await;
+    let routes = group.routes().await;
     assert_eq!(routes.not_ready, "");
     let regions: Vec<Region> = routes.routes.iter().filter_map(|route| route.region.clone()).collect();
     let bounds: Vec<_> = regions.iter().map(|region| (&region.start[..], &region.end[..])).collect();
@@ -59,8 +56,7 @@ async fn first_regions_wait_for_their_stores_and_are_created_with_the_leader_las
     let created = group.stores.creations().len();
     let first = group.leader().await.id();
     group.kill(first).await;
-    let leader = group.leader().await;
-    assert_eq!(leader.routes(b"").await.routes.len(), 3);
+    assert_eq!(group.routes().await.routes.len(), 3);
     bootstrapped(&group, &ids).await;
     assert_eq!(group.stores.creations().len(), created);
     group.stop_all().await;
@@ -70,9 +66,9 @@ async fn first_regions_wait_for_their_stores_and_are_created_with_the_leader_las
 async fn a_store_that_is_down_does_not_keep_the_others_from_beginning() {
     let mut group = Group::start(1).await;
     group.config.replicas = 3;
-    let ids = join(group.leader().await, 2).await;
+    let ids = join(&group, 2).await;
     group.stores.take_down(ids[0] + 2);
-    let third = group.leader().await.register(newcomer("n3")).await.store_id;
+    let third = group.register(newcomer("n3")).await.store_id;
     assert_eq!(third, ids[0] + 2);
     bootstrapped(&group, &ids).await;
     group.stop_all().await;
@@ -81,7 +77,7 @@ async fn a_store_that_is_down_does_not_keep_the_others_from_beginning() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_takes_over_in_the_middle_goes_on() {
     let mut group = Group::start(3).await;
-    let ids = join(group.leader().await, 3).await;
+    let ids = join(&group, 3).await;
     eventually("stores are told", async || (!group.stores.creations().is_empty()).then_some(())).await;
     // Nobody has reported a leader when this one dies.
     let first = group.leader().await.id();
