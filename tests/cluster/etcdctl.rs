@@ -30,6 +30,11 @@ impl Etcdctl {
         Self { endpoints: cluster.endpoints.join(",") }
     }
 
+    /// Talks to one endpoint.
+    pub fn at(endpoint: &str) -> Self {
+        Self { endpoints: endpoint.to_owned() }
+    }
+
     /// Runs it with `input` on stdin.
     pub fn output(&self, args: &[&str], input: &[u8]) -> Output {
         let mut child = Command::new(program())
@@ -247,10 +252,10 @@ fn three_servers_look_like_three_members() {
 
     // What one writes, the others read at once.
     for (i, endpoint) in cluster.endpoints.iter().enumerate() {
-        let one = Etcdctl { endpoints: endpoint.clone() };
+        let one = Etcdctl::at(endpoint);
         one.put("shared", &i.to_string());
         for other in &cluster.endpoints {
-            assert_eq!(Etcdctl { endpoints: other.clone() }.get("shared"), ["shared", &i.to_string()]);
+            assert_eq!(Etcdctl::at(other).get("shared"), ["shared", &i.to_string()]);
         }
     }
 }

@@ -1,13 +1,14 @@
 //! kill -9 under load. Every acknowledged write is there afterwards, no revision is given twice, reads never go back, and
 //! what was killed catches up by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use braid_loadtest::check;
 use braid_loadtest::client::Address;
 use braid_loadtest::history::Layout;
 use braid_loadtest::writer::{Plan, Writer};
 
+use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, PATIENCE, http_get, wait_for};
 
 /// Puts that must be acknowledged between two blows: enough to reach every region from every client.
@@ -136,4 +137,33 @@ async fn paused_processes_wake_up_harmless() {
         writer.acked_more(ROUND, PATIENCE).await.unwrap_or_else(|error| panic!("with {victim} awake: {error:#}"));
     }
     judge(writer).await;
+}
+
+#[test]
+fn without_a_quorum_requests_end_in_time_and_the_past_can_be_read() {
+    let mut cluster = Cluster::servers(&["--initial-regions", "4"]);
+    let survivor = Etcdctl::at(&cluster.endpoints[0]);
+    survivor.put("k", "1");
+    wait_for("the survivor to know the key", || {
+        (survivor.lines(&["get", "k", "--consistency=s"]) == ["k", "1"]).then_some(())
+    });
+    for name in ["n2", "n3"] {
+        cluster.process(name).kill().expect("it can be killed");
+    }
+    for request in [&["put", "k", "2"][..], &["get", "k"]] {
+        let started = Instant::now();
+        let error = survivor.error(&[request, &["--command-timeout=8s"]].concat(), b"");
+        let ended = ["request timed out", "deadline exceeded", "no leader"].iter().any(|text| error.contains(text));
+        assert!(ended && started.elapsed() < Duration::from_secs(15), "{request:?}: {error}");
+    }
+    assert_eq!(survivor.lines(&["get", "k", "--consistency=s"]), ["k", "1"]);
+    let (status, health) = http_get(&cluster.endpoints[0], "/health").expect("it answers");
+    assert!(status == 503 && health.contains("\"health\":\"false\""), "{status} {health}");
+
+    for name in ["n2", "n3"] {
+        cluster.process(name).restart().expect("it starts again");
+    }
+    cluster.wait_healthy();
+    survivor.put("k", "3");
+    assert_eq!(survivor.get("k"), ["k", "3"]);
 }
