@@ -196,11 +196,12 @@ impl Placement {
     /// Stops: records the last number, gives leadership away if it can, closes the folder. Where no majority is left to
     /// decide anything it stops all the same, after a moment.
     pub async fn shutdown(self) {
-        if let Some(term) = self.shared.leading() {
-            if tokio::time::timeout(RECORD_PATIENCE, self.shared.office.hand_over()).await.is_err() {
-                tracing::warn!("placement's group does not decide; the next sequencer skips some revisions");
+        let role = *self.shared.replica.role().borrow();
+        if let Role::Leads(term) = role {
+            match tokio::time::timeout(RECORD_PATIENCE, self.shared.office.hand_over()).await {
+                Ok(()) => self.give_leadership_away(term).await,
+                Err(_) => tracing::warn!("placement's group does not decide; the next sequencer skips some revisions"),
             }
-            self.give_leadership_away(term).await;
         }
         self.leader.abort();
         let host = Arc::clone(&self.host);
