@@ -163,7 +163,7 @@ impl Snapshot {
 /// Changes to look at for `most` different keys of interest: hot keys and keys outside the range make more changes than
 /// keys. Beyond it, walking both column families is cheaper.
 fn visits(most: usize) -> usize {
-    most.saturating_mul(32).max(1)
+    most.saturating_mul(4).max(1)
 }
 
 #[cfg(test)]

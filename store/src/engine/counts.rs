@@ -31,8 +31,7 @@ impl RegionData {
         if self.inner.read().published.counts.is_some() {
             return Ok(());
         }
-        self.inner.write().deltas = Some(Vec::new());
-        // Taken after the notes have begun: a change between is in both, so they start over with the snapshot.
+        // Under one lock: what is applied is either in the snapshot or in the notes.
         let snapshot = {
             let mut inner = self.inner.write();
             inner.deltas = Some(Vec::new());

@@ -14,6 +14,9 @@ const LATEST_BLOCK_BYTES: usize = 8 << 10;
 const RUN_BLOCK_BYTES: usize = 16 << 10;
 /// Part of a memtable that a bloom filter in front of it takes.
 const MEMTABLE_BLOOM_RATIO: f64 = 0.05;
+/// Deletes among so many neighbouring rows of a new file that call for its compaction: a scan over keys that were deleted
+/// steps over every one of them until then.
+const DELETES_COMPACTED: (usize, usize) = (4_096, 2_048);
 /// Memtables of one column family, the active one included.
 const MEMTABLES_MAX: i32 = 3;
 
@@ -54,6 +57,7 @@ pub fn column_families(options: &EngineOptions) -> Vec<ColumnFamilyDescriptor> {
     latest.set_block_based_table_factory(&latest_blocks);
     latest.set_memtable_whole_key_filtering(true);
     latest.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+    latest.add_compact_on_deletion_collector_factory(DELETES_COMPACTED.0, DELETES_COMPACTED.1, 0.5);
 
     let mut history = common(options.memtable_bytes);
     let mut history_blocks = blocks(RUN_BLOCK_BYTES);

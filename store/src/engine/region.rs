@@ -203,13 +203,13 @@ fn newest_event(db: &DB, region: RegionId) -> Result<Option<i64>, Damaged> {
     Ok(last_event_before(db, &last)?.filter(|(found, _)| *found == region).map(|(_, revision)| revision))
 }
 
-/// A bound above every revision that this store has applied: the newest of each region's events. One seek a region; only
-/// for children of splits.
+/// A bound that no revision which this store has applied lies above: the newest of each region's events and marks. Two
+/// lookups a region; only for children of splits.
 fn newest_of_store(db: &DB) -> Result<i64, Damaged> {
     let mut newest = Revision::INITIAL.0;
     let mut before = vec![0xff; 20];
     while let Some((region, revision)) = last_event_before(db, &before)? {
-        newest = newest.max(revision);
+        newest = newest.max(revision).max(mark_of(db, region)?.unwrap_or(0));
         before = key::StoredKey::EventsMark { region }.encode();
         if region.0 == 0 {
             break;

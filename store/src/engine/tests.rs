@@ -15,6 +15,11 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod concurrent;
+mod damage;
+mod deep;
+mod split;
+
 struct Random(u64);
 
 impl Random {
@@ -144,7 +149,7 @@ fn check(data: &RegionData, history: &History, revision: i64, random: &mut Rando
 
 #[test]
 fn every_read_at_every_revision_shows_what_was() {
-    for seed in 1..=6_u64 {
+    for seed in 1..=4_u64 {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let db = open(&dir);
         let data = RegionData::open(Arc::clone(&db), &region());
@@ -167,7 +172,8 @@ fn every_read_at_every_revision_shows_what_was() {
         assert_eq!(data.max_applied(), history.revision);
         let reopened = RegionData::open(Arc::clone(&db), &region());
         assert_eq!(reopened.max_applied(), history.versions.values().flatten().map(|(at, _)| *at).max().unwrap_or(1));
-        for revision in 1..=history.revision {
+        // Far from the newest revision reads go through all that has happened since; the seeds share the revisions.
+        for revision in (seed as i64..=history.revision).step_by(4) {
             check(&reopened, &history, revision, &mut random, keys);
         }
     }
