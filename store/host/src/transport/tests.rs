@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use braid_proto::id::ClusterId;
 use braid_proto::pb::raft_client::RaftClient;
+use braid_proto::pb::raft_server::{Raft, RaftServer};
 use braid_proto::pb::{Domain, RaftFrame, RaftMessage};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -29,9 +30,6 @@ struct Mirror {
     frames: mpsc::UnboundedSender<RaftFrame>,
     snapshots: mpsc::UnboundedSender<(RaftFrame, PathBuf)>,
     folder: tempfile::TempDir,
-    /// While true `receive` waits.
-    held: Mutex<bool>,
-    released: Condvar,
 }
 
 struct Received {
@@ -45,7 +43,7 @@ impl Received {
         let (frames, frames_in) = mpsc::unbounded_channel();
         let (snapshots, snapshots_in) = mpsc::unbounded_channel();
         let folder = tempfile::tempdir().unwrap();
-        let mirror = Mirror { frames, snapshots, folder, held: Mutex::new(false), released: Condvar::new() };
+        let mirror = Mirror { frames, snapshots, folder };
         Received { mirror: Arc::new(mirror), frames: frames_in, snapshots: snapshots_in }
     }
 
@@ -63,19 +61,8 @@ impl Received {
     }
 }
 
-impl Mirror {
-    fn hold(&self, held: bool) {
-        *self.held.lock() = held;
-        self.released.notify_all();
-    }
-}
-
 impl Inbound for Mirror {
     fn receive(&self, frame: RaftFrame) {
-        let mut held = self.held.lock();
-        while *held {
-            self.released.wait(&mut held);
-        }
         // The test may have ended.
         let _ = self.frames.send(frame);
     }
@@ -104,12 +91,17 @@ impl Process {
     }
 
     async fn start_at(address: &str) -> Self {
+        Self::start_with(address, |service| service.into_server()).await
+    }
+
+    /// Serves what `wrap` makes of the service.
+    async fn start_with<S: Raft>(address: &str, wrap: impl FnOnce(RaftService) -> RaftServer<S>) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let hosts = LocalRegistry::default();
         let service = RaftService::new(CLUSTER, hosts.clone());
         let (stop, stopped) = oneshot::channel::<()>();
-        let router = Server::builder().add_service(service.clone().into_server());
+        let router = Server::builder().add_service(wrap(service.clone()));
         let server = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use braid_proto::pb::Support;
-use tonic::Code;
+use braid_proto::pb::raft_server::{Raft, RaftServer};
+use braid_proto::pb::{RaftDone, SnapshotChunk, Support};
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::*;
 
@@ -147,12 +149,31 @@ async fn a_host_that_moves_is_followed() {
     assert!(book.get(Domain::Store, 2).is_some_and(|address| *address == *new.address));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+/// Takes calls, but reads nothing before its gate opens.
+struct Stalling {
+    service: RaftService,
+    gate: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Raft for Stalling {
+    async fn stream(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftDone>, Status> {
+        self.gate.clone().wait_for(|open| *open).await.map_err(|_| Status::aborted("the test has ended"))?;
+        self.service.stream(request).await
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<RaftDone>, Status> {
+        self.service.snapshot(request).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_stalls_fills_a_bounded_queue_and_what_was_taken_arrives_in_order() {
-    let process = Process::start().await;
+    let (open, gate) = watch::channel(false);
+    let stalling = |service| RaftServer::new(Stalling { service, gate }).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let process = Process::start_with("127.0.0.1:0", stalling).await;
     let mut received = process.open(2);
     let transport = transport(&book(2, &process.address));
-    received.mirror.hold(true);
     let big = |number| {
         let message = RaftMessage { region_id: number, message: vec![1; 1 << 20].into(), ..Default::default() };
         RaftFrame { messages: vec![message], ..frame(2, 0) }
@@ -171,7 +192,7 @@ async fn a_receiver_that_stalls_fills_a_bounded_queue_and_what_was_taken_arrives
         assert!(taken < 100, "the queue is bounded");
     }
     assert!(taken as usize >= super::super::lane::QUEUE_BYTES >> 21);
-    received.mirror.hold(false);
+    open.send_replace(true);
     let mut next = 0;
     while next < taken {
         for message in received.frame().await.messages {
