@@ -174,6 +174,12 @@ pub fn history_prefix(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().saturating_sub(VERSION_LEN)]
 }
 
+/// Whether `bytes` is a whole history key, and not the bound of a range, which is only the escaped key: there, two zeros
+/// stand at the very end and nowhere else.
+pub fn is_history_key(bytes: &[u8]) -> bool {
+    history_prefix(bytes).ends_with(&[0, 0])
+}
+
 /// The history rows of the keys of `range`, as start and end; an empty end is unbounded.
 pub fn history_range(range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
     let (mut start, mut end) = (Vec::new(), Vec::new());
@@ -253,6 +259,13 @@ mod tests {
             }
         }
         assert!(rows.is_sorted(), "encoded rows keep the order of their keys");
+        assert!(rows.iter().all(|row| is_history_key(row)));
+        for key in keys() {
+            let long = [&[b'k'; 14][..], &key].concat();
+            for key in [key, long.into()] {
+                assert!(!is_history_key(&history_range(&KeyRange { start: key, end: Bytes::new() }).0));
+            }
+        }
         assert!(rows.iter().all(|row| rows.iter().filter(|other| other.starts_with(history_prefix(row))).count() == 8));
     }
 

@@ -65,8 +65,10 @@ pub fn column_families(options: &EngineOptions) -> Vec<ColumnFamilyDescriptor> {
     // Versions are found by key, never by (key, revision).
     history_blocks.set_whole_key_filtering(false);
     history.set_block_based_table_factory(&history_blocks);
-    let in_domain = |row: &[u8]| row.len() >= key::VERSION_LEN;
-    history.set_prefix_extractor(SliceTransform::create("braid.history.key", key::history_prefix, Some(in_domain)));
+    // Only whole rows have a prefix: a walk from the bound of a range seeks to no key of a row, and must not be answered
+    // by a filter that knows only those.
+    let by_key = SliceTransform::create("braid.history.key", key::history_prefix, Some(key::is_history_key));
+    history.set_prefix_extractor(by_key);
     history.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
 
     let mut events = common(options.memtable_bytes / 4);

@@ -162,7 +162,9 @@ fn every_read_at_every_revision_shows_what_was() {
             if step == 60 {
                 // What only memory knew is read from disk from now on.
                 data.trim();
-                db.flush().expect("flushed");
+                for family in [LATEST, HISTORY, EVENTS] {
+                    db.flush_cf(db.cf_handle(family).expect("a family of the engine")).expect("flushed");
+                }
             }
             let newest = history.revision;
             check(&data, &history, newest, &mut random, keys);
