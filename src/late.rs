@@ -61,3 +61,37 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone)]
+    struct Echo;
+
+    impl Service<Request<Body>> for Echo {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
+            std::future::ready(Ok(Response::new(request.into_body())))
+        }
+    }
+
+    #[tokio::test]
+    async fn callers_are_told_to_wait_until_the_service_is_set() {
+        let late = Late::default();
+        let code = async |late: &Late<Echo>| {
+            let answer = late.clone().call(Request::new(Body::empty())).await.unwrap();
+            answer.headers().get("grpc-status").map(|code| code.to_str().unwrap().to_owned())
+        };
+        assert_eq!(code(&late).await, Some((tonic::Code::Unavailable as i32).to_string()));
+        late.set(Echo);
+        assert_eq!(code(&late).await, None);
+    }
+}

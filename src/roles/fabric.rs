@@ -32,23 +32,29 @@ const GRACE: Duration = Duration::from_millis(200);
 pub struct Fabric {
     /// Hosts of this process.
     pub registry: LocalRegistry,
-    /// Hosts of other processes.
+    /// Where its parts write down the addresses of other processes' hosts.
     pub addresses: AddressBook,
     raft: RaftService,
     transport: Arc<GrpcTransport>,
 }
 
 impl Fabric {
-    /// A transport for the hosts of cluster `cluster_id`.
+    /// A transport for hosts of cluster `cluster_id` in this process and others.
     pub fn new(cluster_id: ClusterId) -> Self {
-        let (registry, addresses) = (LocalRegistry::default(), AddressBook::default());
-        let transport = Arc::new(GrpcTransport::new(
-            Handle::current(),
-            cluster_id,
-            addresses.clone(),
-            registry.clone(),
-            TransportConfig::default(),
-        ));
+        let addresses = AddressBook::default();
+        Self::with(cluster_id, addresses.clone(), addresses)
+    }
+
+    /// A transport for a cluster whose hosts are all in this process: what its parts learn of addresses leads nowhere, so
+    /// that a host which is not open yet is not looked for elsewhere.
+    pub fn within_process(cluster_id: ClusterId) -> Self {
+        Self::with(cluster_id, AddressBook::default(), AddressBook::default())
+    }
+
+    fn with(cluster_id: ClusterId, addresses: AddressBook, reached: AddressBook) -> Self {
+        let registry = LocalRegistry::default();
+        let (runtime, config) = (Handle::current(), TransportConfig::default());
+        let transport = Arc::new(GrpcTransport::new(runtime, cluster_id, reached, registry.clone(), config));
         let raft = RaftService::new(cluster_id, registry.clone());
         Self { registry, addresses, raft, transport }
     }

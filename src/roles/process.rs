@@ -79,15 +79,9 @@ impl Process {
     }
 
     /// Resolves once the process answers `/health` with success.
-    pub async fn healthy(&self) {
-        let mut pause = tokio::time::interval(HEALTH_PAUSE);
-        loop {
-            pause.tick().await;
-            let question = Request::get("/health").body(Body::empty()).expect("a fixed request is well-formed");
-            if answer_health(self.health.get().cloned(), question).await.status().is_success() {
-                return;
-            }
-        }
+    pub fn healthy(&self) -> impl Future<Output = ()> + Send + use<> {
+        let health = Arc::clone(&self.health);
+        async move { healthy(&health).await }
     }
 
     /// `/metrics` and `/health`, to be served from the start.
@@ -111,6 +105,17 @@ impl Process {
                 tracing::error!(%error, "metrics are not served any more");
             }
         });
+    }
+}
+
+async fn healthy(health: &OnceLock<Health>) {
+    let mut pause = tokio::time::interval(HEALTH_PAUSE);
+    loop {
+        pause.tick().await;
+        let question = Request::get("/health").body(Body::empty()).expect("a fixed request is well-formed");
+        if answer_health(health.get().cloned(), question).await.status().is_success() {
+            return;
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use braid_placement_client::{Numbers, PlacementClient};
 use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::service::RegionService;
 use braid_proxy::{Proxy, ProxyConfig};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::info;
 
 use super::process::Process;
 use super::store_part::StorePart;
@@ -62,6 +63,7 @@ impl Beside {
 pub struct ProxyPart {
     proxy: Proxy,
     serving: JoinSet<()>,
+    announcing: JoinHandle<()>,
 }
 
 impl ProxyPart {
@@ -93,12 +95,18 @@ impl ProxyPart {
             serving.spawn(proxy.serve(listener, GRACE));
         }
         process.set_ready_with(proxy.pages());
-        Self { proxy, serving }
+        let healthy = process.healthy();
+        let announcing = tokio::spawn(async move {
+            healthy.await;
+            info!("healthy: clients are served");
+        });
+        Self { proxy, serving, announcing }
     }
 
     /// Stops: takes no new connections, lets requests finish.
     pub async fn stop(mut self) {
         self.proxy.stop();
+        self.announcing.abort();
         while self.serving.join_next().await.is_some() {}
     }
 }
