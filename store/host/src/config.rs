@@ -38,9 +38,10 @@ pub struct HostConfig {
     pub host_id: u64,
     /// Raft workers. Each region belongs to one.
     pub workers: usize,
-    /// RocksDB block cache in bytes.
+    /// RocksDB block cache in bytes. The machine's column families come with the machine's own options; the host takes
+    /// at most 8 MiB for its own.
     pub block_cache_bytes: usize,
-    /// RocksDB memtable size in bytes; at most three a column family.
+    /// RocksDB memtable size in bytes, likewise; also bounds the write-ahead log (four of them).
     pub memtable_bytes: usize,
     /// Bytes of raft log after which old files are purged (raft-engine `purge_threshold`).
     pub log_purge_bytes: u64,

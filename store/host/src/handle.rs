@@ -9,10 +9,10 @@ use arc_swap::ArcSwap;
 use braid_proto::id::{PeerId, Term};
 use braid_proto::pb::{Peer, Region, RegionReport};
 use bytes::Bytes;
-use crossbeam_channel::{Sender, TrySendError};
+use crossbeam_channel::Sender;
 
 use crate::lease::LeaseBasis;
-use crate::mail::{Command, Envelope, Mail, Note};
+use crate::mail::{Command, Mail, MailBox, Note};
 use crate::meta::ApplyState;
 use crate::reads::Confirmed;
 use crate::split::SplitSpec;
@@ -37,7 +37,7 @@ pub(crate) struct View {
 #[derive(Clone)]
 pub(crate) struct Post {
     /// Bounded; may refuse.
-    pub mail: Sender<Envelope>,
+    pub mail: Arc<MailBox>,
     /// For the host's own threads; each sends a bounded amount per region.
     pub notes: Sender<Note>,
     /// Bytes of proposals in `mail` boxes.
@@ -86,7 +86,7 @@ impl PeerHandle {
     /// A handle that belongs to no worker.
     #[cfg(test)]
     pub(crate) fn detached(region: &Region) -> Self {
-        let (mail, _) = crossbeam_channel::bounded(1);
+        let mail = Arc::new(MailBox::new(1));
         let (notes, _) = crossbeam_channel::unbounded();
         let post = Post { mail, notes, posted_bytes: Arc::default() };
         Self::new(region.clone(), region.peers.first().copied().unwrap_or_default(), None, post)
@@ -147,11 +147,9 @@ impl PeerHandle {
             shared.post.posted_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return self.refuse(term, done);
         }
-        let mail = Envelope::new(Mail::Propose { region: shared.region_id, term: term.0, data, done });
-        if let Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) = shared.post.mail.try_send(mail) {
+        if let Err(mail) = shared.post.mail.post(Mail::Propose { region: shared.region_id, term: term.0, data, done }) {
             shared.post.posted_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            metrics::counter!("braid_raft_mailbox_full_total").increment(1);
-            if let Mail::Propose { done, .. } = mail.open() {
+            if let Mail::Propose { done, .. } = mail {
                 self.refuse(term, done);
             }
         }
@@ -212,10 +210,8 @@ impl PeerHandle {
         if self.gone() {
             return command.refuse("the peer is gone");
         }
-        let mail = Envelope::new(Mail::Command { region: self.0.region_id, command });
-        // What is not taken is refused as it is dropped.
-        if self.0.post.mail.try_send(mail).is_err() {
-            metrics::counter!("braid_raft_mailbox_full_total").increment(1);
+        if let Err(mail) = self.0.post.mail.post(Mail::Command { region: self.0.region_id, command }) {
+            mail.refuse();
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use braid_proto::id::{ClusterId, Incarnation, RegionId, StoreId};
 use braid_proto::pb::{Domain, RaftFrame, Region};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use rocksdb::{DB, WriteBatch};
@@ -29,7 +29,7 @@ use crate::gc::Keep;
 use crate::handle::{PeerHandle, Post};
 use crate::inbound::Door;
 use crate::log::LogStore;
-use crate::mail::{Birth, Envelope, Note, Origin};
+use crate::mail::{Birth, MailBox, Note, Origin};
 use crate::meta::{ApplyState, Key, RegionState};
 use crate::peer::Env;
 use crate::recover::{self, Opened};
@@ -366,17 +366,14 @@ fn check_new(region: &Region, host: StoreId) -> Result<(), String> {
     Ok(())
 }
 
-type Boxes = Vec<(Receiver<Envelope>, Receiver<Note>)>;
+type Boxes = Vec<Receiver<Note>>;
 
 fn post_boxes(workers: usize) -> (Boxes, Vec<Post>) {
-    let posted_bytes = || Arc::new(AtomicUsize::new(0));
-    (0..workers)
-        .map(|_| {
-            let (mail, mails) = bounded(MAIL_MAX);
-            let (notes, noted) = unbounded();
-            ((mails, noted), Post { mail, notes, posted_bytes: posted_bytes() })
-        })
-        .unzip()
+    let post = |_| {
+        let (notes, noted) = unbounded();
+        (noted, Post { mail: Arc::new(MailBox::new(MAIL_MAX)), notes, posted_bytes: Arc::default() })
+    };
+    (0..workers).map(post).unzip()
 }
 
 impl Core {
@@ -417,8 +414,8 @@ fn start_threads(
     gc_tasks: Receiver<Truncated>,
 ) -> std::io::Result<Threads> {
     let mut workers = Vec::new();
-    for (index, (mail, notes)) in boxes.into_iter().enumerate() {
-        let worker = Worker::new(index, Arc::clone(core), mail, notes);
+    for (index, notes) in boxes.into_iter().enumerate() {
+        let worker = Worker::new(index, Arc::clone(core), notes);
         workers.push(spawn(format!("raft-{index}"), "raft worker", move || worker.run())?);
     }
     let apply_core = Arc::clone(core);

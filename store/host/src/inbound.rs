@@ -14,7 +14,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::Inbound;
 use crate::host::Core;
-use crate::mail::{Envelope, Letter, Mail, Parcel, SnapshotDir};
+use crate::mail::{Letter, Mail, Parcel, SnapshotDir};
 use crate::support::Now;
 
 /// Where the transport of a host delivers. Outlives the host; then it drops everything.
@@ -62,10 +62,8 @@ impl Inbound for Door {
             }
         }
         for (post, letters) in core.posts.iter().zip(letters).filter(|(_, letters)| !letters.is_empty()) {
-            let mail = Envelope::new(Mail::Messages { host, incarnation, letters });
-            if post.mail.try_send(mail).is_err() {
-                metrics::counter!("braid_raft_mailbox_full_total").increment(1);
-            }
+            // A full box loses messages, which raft repeats.
+            _ = post.mail.post(Mail::Messages { host, incarnation, letters });
         }
     }
 
@@ -83,11 +81,9 @@ impl Inbound for Door {
             tracing::warn!(from = host, "a raft snapshot with an unreadable manifest was refused");
             return;
         };
-        let post = core.post(letter.region);
-        let mail = Envelope::new(Mail::Snapshot(Box::new(Parcel { host, incarnation, letter, manifest, dir })));
-        if post.mail.try_send(mail).is_err() {
-            metrics::counter!("braid_raft_mailbox_full_total").increment(1);
-        }
+        let parcel = Parcel { host, incarnation, letter, manifest, dir };
+        // Refused like a lost message: the files go with it, and raft sends another snapshot.
+        _ = core.post(parcel.letter.region).mail.post(Mail::Snapshot(Box::new(parcel)));
     }
 
     fn snapshot_dir(&self) -> &Path {

@@ -3,9 +3,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use braid_proto::pb::{Peer, Region, SnapshotManifest};
 use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use raft::eraftpb::{Message, Snapshot};
 
 use crate::handle::{PeerHandle, Transferred};
@@ -15,15 +17,59 @@ use crate::split::SplitSpec;
 use crate::storage::SnapshotFiles;
 use crate::{Done, Outcome, RegionMachine};
 
-/// A piece of mail on its way. Whoever drops it unread has it refused, so that every question gets its answer also when
-/// the worker ends.
+/// The bounded box of one worker.
+///
+/// A box whose reader has gone keeps what lies in it for as long as somebody may still write, and with it callbacks
+/// that somebody waits for. So both sides empty a closed box: the reader after it has closed it, a writer after it has
+/// written and sees it closed. Whichever comes last finds the mail.
+pub(crate) struct MailBox {
+    sender: Sender<Envelope>,
+    receiver: Receiver<Envelope>,
+    closed: AtomicBool,
+}
+
+impl MailBox {
+    /// A box for so many pieces of mail.
+    pub fn new(capacity: usize) -> Self {
+        let (sender, receiver) = bounded(capacity);
+        Self { sender, receiver, closed: AtomicBool::new(false) }
+    }
+
+    /// Posts, or gives the mail back because the box is full or closed.
+    pub fn post(&self, mail: Mail) -> Result<(), Mail> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(mail);
+        }
+        match self.sender.try_send(Envelope(Some(mail))) {
+            Ok(()) => {
+                if self.closed.load(Ordering::SeqCst) {
+                    self.receiver.try_iter().for_each(drop);
+                }
+                Ok(())
+            }
+            Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) => {
+                metrics::counter!("braid_raft_mailbox_full_total").increment(1);
+                Err(mail.open())
+            }
+        }
+    }
+
+    /// The reading end.
+    pub fn receiver(&self) -> &Receiver<Envelope> {
+        &self.receiver
+    }
+
+    /// Takes no more mail and refuses what is in it.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.receiver.try_iter().for_each(drop);
+    }
+}
+
+/// A piece of mail on its way. Dropped unread it is refused, so that every question gets its answer.
 pub(crate) struct Envelope(Option<Mail>);
 
 impl Envelope {
-    pub fn new(mail: Mail) -> Self {
-        Self(Some(mail))
-    }
-
     pub fn open(mut self) -> Mail {
         self.0.take().expect("an envelope is opened once")
     }
@@ -32,7 +78,7 @@ impl Envelope {
 impl Drop for Envelope {
     fn drop(&mut self) {
         if let Some(mail) = self.0.take() {
-            mail.refuse("the raft worker is overloaded or stopped");
+            mail.refuse();
         }
     }
 }
@@ -108,11 +154,11 @@ impl Command {
 
 impl Mail {
     /// Answers mail that nobody reads.
-    fn refuse(self, why: &str) {
+    pub fn refuse(self) {
         match self {
             Mail::Messages { .. } | Mail::Snapshot(_) => {}
             Mail::Propose { done, .. } => done(Outcome::Dropped),
-            Mail::Command { command, .. } => command.refuse(why),
+            Mail::Command { command, .. } => command.refuse("the raft worker is overloaded or stopped"),
         }
     }
 }
@@ -193,4 +239,44 @@ pub(crate) enum Note {
         region: u64,
     },
     Stop,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn question(tell: &mpsc::Sender<Outcome>) -> Mail {
+        let tell = tell.clone();
+        let done: Done = Box::new(move |outcome| tell.send(outcome).unwrap());
+        Mail::Propose { region: 1, term: 1, data: Bytes::new(), done }
+    }
+
+    #[test]
+    fn a_closed_box_refuses_what_lies_in_it_and_what_comes() {
+        let (tell, told) = mpsc::channel();
+        let mail = MailBox::new(2);
+        assert!(mail.post(question(&tell)).is_ok() && mail.post(question(&tell)).is_ok());
+        assert!(mail.post(question(&tell)).is_err(), "full");
+        mail.close();
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [Outcome::Dropped; 2]);
+        assert!(mail.post(question(&tell)).is_err(), "closed");
+    }
+
+    #[test]
+    fn whoever_writes_while_the_box_closes_gets_an_answer() {
+        for _ in 0..2000 {
+            let (tell, told) = mpsc::channel();
+            let mail = Arc::new(MailBox::new(4));
+            let writer = std::thread::spawn({
+                let mail = Arc::clone(&mail);
+                move || mail.post(question(&tell)).is_ok()
+            });
+            mail.close();
+            let posted = writer.join().unwrap();
+            // The box itself is still there, as it is while somebody holds a handle.
+            assert_eq!(told.try_iter().count(), usize::from(posted));
+        }
+    }
 }

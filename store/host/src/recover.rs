@@ -16,7 +16,10 @@ use std::sync::Arc;
 
 use braid_proto::pb::{Domain, Region};
 use prost::Message as _;
-use rocksdb::{ColumnFamilyDescriptor, DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBRecoveryMode, IteratorMode, Options, WriteBatch,
+    WriteOptions,
+};
 
 use crate::StateMachine;
 use crate::config::HostConfig;
@@ -139,6 +142,9 @@ fn open_db(config: &HostConfig, machine: &dyn StateMachine) -> Result<DB, OpenEr
     options.set_max_open_files(1024);
     let mut host = Options::default();
     host.set_write_buffer_size(config.memtable_bytes.min(8 << 20));
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(&Cache::new_lru_cache(config.block_cache_bytes.min(8 << 20)));
+    host.set_block_based_table_factory(&blocks);
     let mut families = machine.column_families();
     families.push(ColumnFamilyDescriptor::new(CF_HOST, host));
     families.push(ColumnFamilyDescriptor::new("default", Options::default()));

@@ -23,7 +23,7 @@ use crate::guard::VoteGuard;
 use crate::handle::PeerHandle;
 use crate::host::Core;
 use crate::log::LogOp;
-use crate::mail::{Birth, Envelope, Letter, Mail, Note, Origin, Parcel};
+use crate::mail::{Birth, Letter, Mail, MailBox, Note, Origin, Parcel};
 use crate::meta::RaftState;
 use crate::peer::{Effects, Peer};
 use crate::snapshot::{HelperTask, Permit};
@@ -42,7 +42,7 @@ const APPLY_BYTES_MAX: usize = 64 << 20;
 pub(crate) struct Worker {
     index: usize,
     core: Arc<Core>,
-    mail: Receiver<Envelope>,
+    mail: Arc<MailBox>,
     notes: Receiver<Note>,
     /// By region, ordered: equal input leaves equal output.
     peers: BTreeMap<u64, Peer>,
@@ -55,7 +55,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub fn new(index: usize, core: Arc<Core>, mail: Receiver<Envelope>, notes: Receiver<Note>) -> Self {
+    pub fn new(index: usize, core: Arc<Core>, notes: Receiver<Note>) -> Self {
+        let mail = Arc::clone(&core.posts[index].mail);
         let next_gc = Instant::now() + core.env.timing.log_gc;
         Self {
             index,
@@ -90,7 +91,7 @@ impl Worker {
     }
 
     fn wait(&mut self, until: Instant) {
-        let mail = self.mail.clone();
+        let mail = self.mail.receiver().clone();
         let notes = self.notes.clone();
         select! {
             recv(notes) -> note => if let Ok(note) = note { self.on_note(note) },
@@ -107,7 +108,7 @@ impl Worker {
             }
         }
         for _ in 0..DRAIN_MAX {
-            match self.mail.try_recv() {
+            match self.mail.receiver().try_recv() {
                 Ok(mail) => self.on_mail(mail.open()),
                 Err(_) => break,
             }
@@ -344,8 +345,9 @@ impl Worker {
         }
     }
 
-    /// Nobody answers after this. Mail that is left is refused as it is dropped.
+    /// Nobody answers after this.
     fn close(&mut self) {
+        self.mail.close();
         for peer in self.peers.values_mut() {
             peer.abandon();
         }

@@ -18,7 +18,7 @@ use crate::support::SupportConfig;
 use crate::{Host, OpenError, Outcome, PeerHandle};
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Node {
     pub host: Host,
@@ -36,15 +36,15 @@ pub struct Cluster {
 /// Short ticks; support in proportion.
 pub fn timing() -> Timing {
     Timing {
-        tick: Duration::from_millis(20),
+        tick: Duration::from_millis(25),
         // A leader must not lose its quorum because the machine is busy with other tests.
         election_ticks: 20,
         log_gc: Duration::from_millis(50),
         purge: Duration::from_millis(200),
         support: SupportConfig {
-            period: Duration::from_millis(300),
+            period: Duration::from_millis(400),
             margin: Duration::from_millis(10),
-            interval: Duration::from_millis(60),
+            interval: Duration::from_millis(80),
         },
         ..Timing::default()
     }

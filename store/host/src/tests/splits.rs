@@ -163,7 +163,7 @@ fn a_host_that_missed_the_split_and_its_log_takes_two_snapshots() {
 fn a_vote_request_that_is_faster_than_the_split_is_not_lost() {
     let mut cluster = Cluster::new(0);
     // A vote request that is lost is repeated after an election timeout: make that long.
-    cluster.timing.election_ticks = 3000;
+    cluster.timing.election_ticks = 12_000;
     (1..=3).for_each(|host| cluster.start(host));
     cluster.create(&[region(1, "", "", &[1, 2, 3])]);
     let (leader, handle, term) = cluster.leader(1);
