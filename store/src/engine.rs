@@ -42,6 +42,15 @@ pub use region::RegionData;
 pub use snapshot::Snapshot;
 
 use braid_store_core::view::Damaged;
+use rocksdb::DB;
+
+/// Bytes of the newest writes, which lie in memory and not yet in files: a quota counts them too.
+pub fn memtable_bytes(db: &DB) -> u64 {
+    let families = [LATEST, HISTORY, EVENTS].into_iter().filter_map(|family| db.cf_handle(family));
+    families
+        .filter_map(|family| db.property_int_value_cf(family, "rocksdb.cur-size-all-mem-tables").ok().flatten())
+        .sum()
+}
 
 /// A failed read of RocksDB.
 fn unreadable(what: &str, error: &rocksdb::Error) -> Damaged {

@@ -12,6 +12,7 @@ use braid_proto::pb::{Domain, RegionReport, Store, StoreHeartbeatRequest, StoreS
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::engine;
 use crate::machine::Regions;
 use crate::region::Shared;
 
@@ -60,7 +61,7 @@ impl Heartbeat {
 
     /// One heartbeat. Returns whether the next one must be full.
     async fn beat(&self, told: &mut HashMap<RegionId, RegionReport>, full: bool) -> bool {
-        self.shared.space.refresh(self.host.data_bytes());
+        self.shared.space.refresh(self.host.data_bytes() + engine::memtable_bytes(&self.host.db()));
         let led = self.led();
         let stats = self.stats(led.len());
         let leaders = if full { led.values().cloned().collect() } else { changed(&led, told) };

@@ -165,7 +165,8 @@ impl RegionPeer {
     }
 
     fn entry_ended(&self, entry: EntryId, end: EntryEnd) {
-        self.with(|pipeline, effects| pipeline.entry_ended(entry, end, effects));
+        let holes = self.with(|pipeline, effects| pipeline.entry_ended(entry, end, effects));
+        count_holes(holes as u64);
     }
 
     fn carry_out(&self, effect: Effect<Reply, Waker>) {
@@ -189,8 +190,10 @@ impl RegionPeer {
             let Some(region) = me.upgrade() else { return };
             region.with(|pipeline, effects| match answer {
                 Ok(block) => {
-                    let block = Block { base: block.base, compacted: block.compacted };
-                    pipeline.numbered(batch, block, effects);
+                    let given = Block { base: block.base, compacted: block.compacted };
+                    if !pipeline.numbered(batch, given, effects) {
+                        count_holes(u64::from(block.count));
+                    }
                 }
                 Err(error) => pipeline.not_numbered(batch, &error.to_string(), effects),
             });
@@ -278,6 +281,13 @@ impl RegionMachine for RegionPeer {
 
     fn approximate_size(&self) -> (u64, u64) {
         self.data.approximate_size()
+    }
+}
+
+/// Counts revisions that no write has because leadership was lost with them in hand (rule R3).
+fn count_holes(holes: u64) {
+    if holes > 0 {
+        metrics::counter!("braid_revision_holes_total", "cause" => "leadership_lost").increment(holes);
     }
 }
 

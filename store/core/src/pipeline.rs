@@ -309,23 +309,26 @@ impl<R, W> Pipeline<R, W> {
         read
     }
 
-    /// The sequencer answered numbering request `batch`.
-    pub fn numbered(&mut self, batch: BatchId, block: Block, effects: &mut Vec<Effect<R, W>>) {
+    /// The sequencer answered numbering request `batch`. False: its numbers go unused, because leadership was lost with
+    /// them in hand; they are holes, never given to anything else (rules R3, N6).
+    #[must_use = "unused numbers are holes, which are counted"]
+    pub fn numbered(&mut self, batch: BatchId, block: Block, effects: &mut Vec<Effect<R, W>>) -> bool {
         self.compacted = self.compacted.max(block.compacted);
         if self.bound_batch == Some(batch) {
             self.bound_batch = None;
             self.bound_is_fresh = true;
             self.blocked = None;
-            return;
+            return true;
         }
         if self.batch.as_ref().is_none_or(|waiting| waiting.id != batch) {
-            return;
+            return false;
         }
-        let (Some(batch), Some(term)) = (self.batch.take(), self.leading) else { return };
+        let (Some(batch), Some(term)) = (self.batch.take(), self.leading) else { return false };
         self.number(batch, block, term, effects);
         if matches!(self.blocked, Some(WaitFor::Number(seq)) if self.numbers.knows(seq)) {
             self.blocked = None;
         }
+        true
     }
 
     /// The sequencer gave no answer in time: the batch, and what was evaluated after it, certainly did not happen.
@@ -356,11 +359,13 @@ impl<R, W> Pipeline<R, W> {
         }
     }
 
-    /// A proposed entry ended.
-    pub fn entry_ended(&mut self, entry: EntryId, end: EntryEnd, effects: &mut Vec<Effect<R, W>>) {
-        let Some(position) = self.entries.iter().position(|e| e.id == entry) else { return };
-        let Some(ended) = self.entries.remove(position) else { return };
+    /// A proposed entry ended. Returns how many numbers certainly belong to nothing now: holes.
+    #[must_use = "holes are counted"]
+    pub fn entry_ended(&mut self, entry: EntryId, end: EntryEnd, effects: &mut Vec<Effect<R, W>>) -> usize {
+        let Some(position) = self.entries.iter().position(|e| e.id == entry) else { return 0 };
+        let Some(ended) = self.entries.remove(position) else { return 0 };
         self.in_flight_bytes -= ended.bytes;
+        let holes = if end == EntryEnd::Dropped { ended.answers.len() } else { 0 };
         for (to, answer) in ended.answers {
             effects.push(match end {
                 EntryEnd::Applied => Effect::Reply { to, answer: RegionResponse { result: Some(answer) } },
@@ -377,6 +382,7 @@ impl<R, W> Pipeline<R, W> {
             }
             EntryEnd::Dropped | EntryEnd::Unknown => {}
         }
+        holes
     }
 
     /// The applied region changed.

@@ -268,7 +268,7 @@ impl World {
         let base = self.counter;
         self.counter += i64::from(count);
         self.heard = self.counter;
-        self.act(|pipeline, effects| pipeline.numbered(batch, Block { base, compacted: 0 }, effects));
+        self.act(|pipeline, effects| assert!(pipeline.numbered(batch, Block { base, compacted: 0 }, effects)));
     }
 
     fn apply(&mut self) {
@@ -276,7 +276,7 @@ impl World {
         for txn in RegionEntry::decode(data).expect("an entry").txns {
             self.applied.apply(txn.revision, &txn.changes);
         }
-        self.act(|pipeline, effects| pipeline.entry_ended(entry, EntryEnd::Applied, effects));
+        self.act(|pipeline, effects| assert_eq!(pipeline.entry_ended(entry, EntryEnd::Applied, effects), 0));
     }
 }
 

@@ -82,14 +82,24 @@ struct Script {
     applied: Applied,
     heard: i64,
     effects: Vec<Effect<u32, u32>>,
+    /// Answers whose numbers went unused.
+    unused: usize,
+    /// Numbers of entries that never happen.
+    holes: usize,
 }
 
 impl Script {
     /// A region whose peer leads term 5 and has heard `heard`.
     fn leading(heard: i64) -> Self {
         let region = Region { id: 7, epoch: Some(EPOCH), ..Default::default() };
-        let mut script =
-            Self { pipeline: Pipeline::new(region), applied: Applied::default(), heard, effects: Vec::new() };
+        let mut script = Self {
+            pipeline: Pipeline::new(region),
+            applied: Applied::default(),
+            heard,
+            effects: Vec::new(),
+            unused: 0,
+            holes: 0,
+        };
         script.pipeline.on_leader(Term(5));
         script
     }
@@ -129,7 +139,9 @@ impl Script {
     }
 
     fn numbered(&mut self, batch: BatchId, base: i64) {
-        self.pipeline.numbered(batch, Block { base, compacted: 0 }, &mut self.effects);
+        if !self.pipeline.numbered(batch, Block { base, compacted: 0 }, &mut self.effects) {
+            self.unused += 1;
+        }
         self.heard = self.heard.max(base);
         self.pump();
     }
@@ -149,7 +161,7 @@ impl Script {
     }
 
     fn end(&mut self, entry: EntryId, end: EntryEnd) {
-        self.pipeline.entry_ended(entry, end, &mut self.effects);
+        self.holes += self.pipeline.entry_ended(entry, end, &mut self.effects);
         self.pump();
     }
 
@@ -397,6 +409,7 @@ fn work_that_rests_on_a_dropped_proposal_is_dropped_with_it() {
     assert!(!script.effects.iter().any(|e| matches!(e, Effect::Propose { .. })));
     assert_eq!(script.answers(), ["1 not leader", "2 not leader"]);
     assert_eq!(script.pipeline.leading(), None, "this pipeline gives up the term");
+    assert_eq!((script.holes, script.unused), (1, 1), "number 2 was proposed in vain, number 3 came too late");
 }
 
 /// H22, O1: leader, follower, leader: what belongs to the old term is never proposed in the new one.
