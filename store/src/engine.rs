@@ -10,10 +10,10 @@
 //!   however many there are. A version moves to `history` when it is superseded; only a superseding write reads before it
 //!   writes.
 //! - A read at R looks at `latest` first: a record that is not newer than R is the answer. Only what has changed since R
-//!   is looked up in `history`. The few changes between a bound and its read come from a memory ring ([`recent`]).
+//!   is looked up in `history`. The few changes between a bound and its read come from a memory ring (`recent`).
 //! - Counts come from buckets in memory ([`braid_store_core::buckets`]), corrected by the changes after R.
 //! - Data and apply state are one write batch; what readers need to know beside the data is published under the same lock,
-//!   so a snapshot of one is a snapshot of both ([`region`]).
+//!   so a snapshot of one is a snapshot of both (`region`).
 //!
 //! Compaction of history is not built yet. What it needs is here: the boundary will be a row beside the events mark, and
 //! a row of `history` shows its key, revision and whether it is a tombstone, which is all a filter looks at (rules C1, C2).

@@ -1,8 +1,8 @@
 //! etcd's transaction semantics, exactly (`etcd-semantics` 2.1 to 2.7): one request on one state, changes and answer out.
 //!
-//! 1. The whole tree of comparisons is decided on the state before the transaction, nested ones too ([`compare`]).
+//! 1. The whole tree of comparisons is decided on the state before the transaction, nested ones too (`compare`).
 //! 2. Every operation of the path taken is checked against that same state; any failure fails the whole.
-//! 3. The operations run in order, each seeing what the earlier ones of the same transaction wrote ([`txn`]).
+//! 3. The operations run in order, each seeing what the earlier ones of the same transaction wrote (`txn`).
 //! 4. No change: the answer is that of a read, at the counter before it. Changes: they take one revision.
 //!
 //! Revisions that are not known yet are placeholders ([`crate::placeholder`]), in changes and in answers; [`fill`] and
