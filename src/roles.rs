@@ -13,6 +13,7 @@
 
 pub mod dev;
 mod fabric;
+mod links;
 mod member;
 pub mod placement;
 mod process;

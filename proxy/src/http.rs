@@ -19,10 +19,10 @@ use bytes::Bytes;
 use serde_json::json;
 use tonic::Status;
 
-use crate::deadline::Patience;
 use crate::kv::range::range;
 use crate::maintenance::ETCD_VERSION;
 use crate::shared::Shared;
+use braid_store_client::deadline::Patience;
 
 /// The key that health checks read. It need not exist.
 const HEALTH_KEY: &[u8] = b"health";

@@ -4,9 +4,7 @@
 //! time without losing anything but its connections.
 //!
 //! ```text
-//! serve ─► front ─► kv ─► regions ─► stores ─► a region's leader
-//!            │       │       └─► router ─► placement (GetRoutes)
-//!            │       └─► bound ─► placement (Number)
+//! serve ─► front ─► kv ─► regions (braid_store_client) ─► a region's leader
 //!            └─► cluster, maintenance, admin, missing, http
 //! ```
 //!
@@ -16,25 +14,15 @@
 //! | [`serve`], `front`, `handled`, `in_flight` | the client port: connections, overload, counters |
 //! | `authority` | clients whose `:authority` is none |
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
-//! | [`regions`], [`retry`] | one request to one region: attempts and what follows from refusals |
-//! | [`route`], [`router`] | which region holds a key |
-//! | [`stores`] | how a store is reached |
-//! | `bound`, `deadline`, `presence`, `shared` | revisions to read at, patience, the heartbeat, what services share |
+//! | `presence`, `shared` | the heartbeat, what services share |
 //! | `cluster`, `maintenance`, `admin`, `missing`, `http` | the other services |
 
 pub mod config;
 pub mod kv;
 pub mod maintenance;
 pub mod proxy;
-pub mod regions;
-pub mod retry;
-pub mod route;
-pub mod router;
 pub mod serve;
-pub mod stores;
 
-pub mod bound;
-pub mod deadline;
 pub mod front;
 pub mod in_flight;
 pub mod presence;

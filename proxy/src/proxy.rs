@@ -1,6 +1,5 @@
 //! A proxy as a whole: puts the services together, starts the heartbeat, serves the client port.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +13,7 @@ use braid_proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
 use braid_proto::etcd::etcdserverpb::watch_server::WatchServer;
 use braid_proto::etcd::v3electionpb::election_server::ElectionServer;
 use braid_proto::etcd::v3lockpb::lock_server::LockServer;
-use braid_proto::id::StoreId;
 use braid_proto::pb::admin_server::AdminServer;
-use braid_proto::service::RegionService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -33,11 +30,9 @@ use crate::kv::KvService;
 use crate::maintenance::MaintenanceService;
 use crate::missing::{AuthService, MissingService};
 use crate::presence::Presence;
-use crate::regions::Regions;
-use crate::router::Router as RegionRouter;
 use crate::serve::serve;
 use crate::shared::Shared;
-use crate::stores::Stores;
+use braid_store_client::Regions;
 
 /// A running proxy. It speaks to clients wherever [`Proxy::serve`] is called.
 pub struct Proxy {
@@ -48,18 +43,15 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy: from now on placement hears of it. `local` are the stores of the same process. Must be called
-    /// inside a tokio runtime.
+    /// Starts a proxy: from now on placement hears of it. Must be called inside a tokio runtime.
     pub fn start(
         config: ProxyConfig,
         placement: Arc<PlacementClient>,
         numbers: Arc<Numbers>,
-        local: HashMap<StoreId, Arc<dyn RegionService>>,
+        regions: Arc<Regions>,
     ) -> Self {
-        let stores = Arc::new(Stores::new(config.cluster_id, local));
-        let router = RegionRouter::new(Arc::clone(&placement), Arc::clone(&stores));
         let shared = Arc::new(Shared {
-            regions: Regions::new(router, stores),
+            regions,
             numbers,
             presence: Presence::new(Arc::clone(&placement), &config),
             in_flight: InFlight::new(config.max_in_flight),

@@ -7,12 +7,12 @@ use braid_placement_client::Numbers;
 use braid_proto::etcd::etcdserverpb::ResponseHeader;
 use tonic::metadata::MetadataMap;
 
-use crate::bound;
 use crate::config::ProxyConfig;
-use crate::deadline::Patience;
 use crate::in_flight::InFlight;
 use crate::presence::Presence;
-use crate::regions::Regions;
+use braid_store_client::Regions;
+use braid_store_client::bound;
+use braid_store_client::deadline::Patience;
 
 /// How long an answer that must come even without a sequencer looks for the current revision.
 const REVISION_PATIENCE: Duration = Duration::from_millis(500);
@@ -22,7 +22,7 @@ pub struct Shared {
     /// How the proxy is set up.
     pub config: ProxyConfig,
     /// The regions.
-    pub regions: Regions,
+    pub regions: Arc<Regions>,
     /// The sequencer's client.
     pub numbers: Arc<Numbers>,
     /// What placement says about proxies and itself.

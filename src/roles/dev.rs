@@ -6,10 +6,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use braid_placement_client::{Numbers, NumbersConfig, PlacementClient};
+use braid_placement_client::PlacementClient;
 use braid_proto::id::ClusterId;
 
 use super::fabric::{Fabric, LateStore, PeerPort};
+use super::links::Links;
 use super::member::{self, Begin, Member};
 use super::process::Process;
 use super::proxy_part::{self, Beside, ProxyIdentity, ProxyPart};
@@ -76,12 +77,11 @@ impl Dev {
     /// Opens stores and proxy over the placement member, until a signal or a failure.
     async fn serve(&self, member: &Member, urls: Vec<Url>, ports: Ports, peers: &mut PeerPort) -> Result<()> {
         let placement = Arc::new(PlacementClient::new(vec![self.membership.me().url.addr.clone()]));
-        let config = NumbersConfig::new(drawn_id(), self.membership.cluster_id.0);
-        let numbers = Numbers::start(config, Arc::clone(&placement), Some(member.number_service()));
+        let links = Links::new(self.membership.cluster_id, placement, Some(member.number_service()));
         let mut stores = Vec::new();
-        let mut result = self.open_stores(&placement, &numbers, &mut stores).await;
+        let mut result = self.open_stores(&links, &mut stores).await;
         if result.is_ok() {
-            result = self.serve_clients(&placement, &numbers, &stores, urls, ports, peers).await;
+            result = self.serve_clients(&links, &stores, urls, ports, peers).await;
         }
         let mut ports = Vec::with_capacity(stores.len());
         for OpenStore { store, port, _folder } in stores {
@@ -91,17 +91,12 @@ impl Dev {
         for port in ports {
             port.stop().await;
         }
-        numbers.stop();
+        links.numbers.stop();
         result
     }
 
     /// Opens the stores one after the other; what is open when it ends lies in `stores`.
-    async fn open_stores(
-        &self,
-        placement: &Arc<PlacementClient>,
-        numbers: &Arc<Numbers>,
-        stores: &mut Vec<OpenStore>,
-    ) -> Result<()> {
+    async fn open_stores(&self, links: &Links, stores: &mut Vec<OpenStore>) -> Result<()> {
         for number in 1..=self.stores {
             let name = format!("store-{number}");
             let mut folder = Folder::open(&self.folder.part(&name)?)?;
@@ -109,7 +104,7 @@ impl Dev {
             let ports = Ports::bind_any().await.context("cannot listen on the loopback address")?;
             let request = registration(&name, &ports.urls()[0], &[], folder.registered());
             let registered = tokio::select! {
-                registered = registered(placement, request) => registered?,
+                registered = registered(&links.placement, request) => registered?,
                 () = self.process.stop.wanted() => return Ok(()),
             };
             let claim = claim(Role::Store, &name, registered.cluster_id, None);
@@ -119,7 +114,7 @@ impl Dev {
             let port = self.fabric.serve(ports, routes, &self.process);
             let (storage, fabric) = (&self.args.storage, &self.fabric);
             let dir = folder.part(store_part::FOLDER)?;
-            let store = StorePart::open(dir, registered, storage, placement, numbers, fabric, &late).await?;
+            let store = StorePart::open(dir, registered, storage, links, fabric, &late).await?;
             stores.push(OpenStore { store, port, _folder: folder });
         }
         Ok(())
@@ -127,8 +122,7 @@ impl Dev {
 
     async fn serve_clients(
         &self,
-        placement: &Arc<PlacementClient>,
-        numbers: &Arc<Numbers>,
+        links: &Links,
         stores: &[OpenStore],
         client_urls: Vec<Url>,
         ports: Ports,
@@ -143,7 +137,7 @@ impl Dev {
             client_urls: client_urls.clone(),
             peer_urls: Vec::new(),
         };
-        let proxy = ProxyPart::start(identity, &self.args.client, placement, numbers, beside, ports, &self.process);
+        let proxy = ProxyPart::start(identity, &self.args.client, links, beside, ports, &self.process);
         let result = tokio::select! {
             () = self.say_ready(&client_urls[0]) => Ok(()),
             () = self.process.stop.wanted() => Ok(()),

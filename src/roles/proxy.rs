@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use braid_placement_client::{Numbers, NumbersConfig};
 
+use super::links::Links;
 use super::process::Process;
 use super::proxy_part::{self, Beside, ProxyIdentity, ProxyPart};
-use super::waiting::{cluster_of, drawn_id, placement_client};
+use super::waiting::{cluster_of, placement_client};
 use crate::args::roles::ProxyArgs;
 use crate::args::types::Url;
 use crate::hash::stable;
@@ -25,7 +25,7 @@ pub async fn run(args: ProxyArgs) -> Result<()> {
         cluster_id = cluster_of(&placement) => cluster_id?,
         () = process.stop.wanted() => return Ok(()),
     };
-    let numbers = Numbers::start(NumbersConfig::new(drawn_id(), cluster_id.0), Arc::clone(&placement), None);
+    let links = Links::new(cluster_id, placement, None);
     let identity = ProxyIdentity {
         cluster_id,
         member_id: member_id(&args.name, &client_urls),
@@ -33,10 +33,10 @@ pub async fn run(args: ProxyArgs) -> Result<()> {
         client_urls,
         peer_urls: Vec::new(),
     };
-    let proxy = ProxyPart::start(identity, &args.client, &placement, &numbers, Beside::default(), ports, &process);
+    let proxy = ProxyPart::start(identity, &args.client, &links, Beside::default(), ports, &process);
     process.stop.wanted().await;
     proxy.stop().await;
-    numbers.stop();
+    links.numbers.stop();
     Ok(())
 }
 

@@ -1,17 +1,15 @@
 //! The proxy of a process: starts, serves clients, stops.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use braid_placement_client::{Numbers, PlacementClient};
-use braid_proto::id::{ClusterId, StoreId};
-use braid_proto::service::RegionService;
+use braid_proto::id::ClusterId;
 use braid_proxy::{Proxy, ProxyConfig};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::info;
 
+use super::links::Links;
 use super::process::Process;
 use super::store_part::StorePart;
 use crate::args::groups::{ClientArgs, StorageArgs};
@@ -38,8 +36,6 @@ pub struct ProxyIdentity {
 /// The stores of the same process.
 #[derive(Default)]
 pub struct Beside {
-    /// Their regions.
-    stores: HashMap<StoreId, Arc<dyn RegionService>>,
     /// Bytes of their files.
     used_bytes: Vec<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// Their quota; 0: none.
@@ -54,7 +50,6 @@ impl Beside {
 
     /// Adds `store`.
     pub fn add(&mut self, store: &StorePart) {
-        self.stores.insert(store.id(), store.local());
         self.used_bytes.push(Box::new(store.data_bytes_probe()));
     }
 }
@@ -71,8 +66,7 @@ impl ProxyPart {
     pub fn start(
         identity: ProxyIdentity,
         client: &ClientArgs,
-        placement: &Arc<PlacementClient>,
-        numbers: &Arc<Numbers>,
+        links: &Links,
         beside: Beside,
         ports: Ports,
         process: &Process,
@@ -89,7 +83,8 @@ impl ProxyPart {
             metrics: process.render(),
             ..ProxyConfig::new(identity.cluster_id, identity.member_id, identity.name)
         };
-        let proxy = Proxy::start(config, Arc::clone(placement), Arc::clone(numbers), beside.stores);
+        let proxy =
+            Proxy::start(config, Arc::clone(&links.placement), Arc::clone(&links.numbers), Arc::clone(&links.regions));
         let mut serving = JoinSet::new();
         for listener in ports.into_listeners() {
             serving.spawn(proxy.serve(listener, GRACE));

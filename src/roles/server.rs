@@ -4,15 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use braid_placement_client::{Numbers, NumbersConfig, PlacementClient};
+use braid_placement_client::PlacementClient;
 use braid_store::Registered;
 
 use super::fabric::{Fabric, LateStore, PeerPort};
+use super::links::Links;
 use super::member::{self, Begin, Member};
 use super::process::Process;
 use super::proxy_part::{self, Beside, ProxyIdentity, ProxyPart};
 use super::store_part::{self, StorePart, registration};
-use super::waiting::{drawn_id, registered};
+use super::waiting::registered;
 use crate::args::roles::ServerArgs;
 use crate::args::types::Url;
 use crate::cluster::Membership;
@@ -69,23 +70,21 @@ impl Server {
             error = peers.failed() => return Err(error),
         };
         self.folder.claim(claim(&self.args, &self.membership, Some(registered)))?;
-        let config = NumbersConfig::new(drawn_id(), self.membership.cluster_id.0);
-        let numbers = Numbers::start(config, Arc::clone(&placement), Some(member.number_service()));
-        let result = self.serve_clients(registered, &placement, &numbers, ports, peers).await;
-        numbers.stop();
+        let links = Links::new(self.membership.cluster_id, placement, Some(member.number_service()));
+        let result = self.serve_clients(registered, &links, ports, peers).await;
+        links.numbers.stop();
         result
     }
 
     async fn serve_clients(
         &self,
         registered: Registered,
-        placement: &Arc<PlacementClient>,
-        numbers: &Arc<Numbers>,
+        links: &Links,
         ports: Ports,
         peers: &mut PeerPort,
     ) -> Result<()> {
         let (dir, storage): (PathBuf, _) = (self.folder.part(store_part::FOLDER)?, &self.args.storage);
-        let store = StorePart::open(dir, registered, storage, placement, numbers, &self.fabric, &self.store).await?;
+        let store = StorePart::open(dir, registered, storage, links, &self.fabric, &self.store).await?;
         let mut beside = Beside::new(storage);
         beside.add(&store);
         let identity = ProxyIdentity {
@@ -95,7 +94,7 @@ impl Server {
             client_urls: self.client_urls.clone(),
             peer_urls: vec![self.membership.me().url.clone()],
         };
-        let proxy = ProxyPart::start(identity, &self.args.client, placement, numbers, beside, ports, &self.process);
+        let proxy = ProxyPart::start(identity, &self.args.client, links, beside, ports, &self.process);
         let result = tokio::select! {
             () = self.process.stop.wanted() => Ok(()),
             error = peers.failed() => Err(error),

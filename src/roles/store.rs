@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use braid_placement_client::{Numbers, NumbersConfig};
 use braid_store::Registered;
 
 use super::fabric::{Fabric, LateStore};
+use super::links::Links;
 use super::process::Process;
 use super::store_part::{self, StorePart, registration};
-use super::waiting::{drawn_id, placement_client, registered};
+use super::waiting::{placement_client, registered};
 use crate::args::roles::StoreArgs;
 use crate::args::types::Url;
 use crate::folder::Folder;
@@ -37,18 +37,18 @@ pub async fn run(args: StoreArgs) -> Result<()> {
     };
     folder.claim(claim(&args, Some(registered)))?;
     let fabric = Arc::new(Fabric::new(registered.cluster_id));
-    let numbers = Numbers::start(NumbersConfig::new(drawn_id(), registered.cluster_id.0), Arc::clone(&placement), None);
+    let links = Links::new(registered.cluster_id, placement, None);
     let late = LateStore::default();
     let mut peers = fabric.serve(ports, fabric.routes().add_service(late.clone()), &process);
     let dir = folder.part(store_part::FOLDER)?;
-    let store = StorePart::open(dir, registered, &args.storage, &placement, &numbers, &fabric, &late).await?;
+    let store = StorePart::open(dir, registered, &args.storage, &links, &fabric, &late).await?;
     process.set_ready();
     let result = tokio::select! {
         () = process.stop.wanted() => Ok(()),
         error = peers.failed() => Err(error),
     };
     store.shutdown().await;
-    numbers.stop();
+    links.numbers.stop();
     peers.stop().await;
     result
 }

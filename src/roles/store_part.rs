@@ -4,14 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use braid_placement_client::{Numbers, PlacementClient};
-use braid_proto::id::StoreId;
 use braid_proto::pb::{Domain, RegisterStoreRequest};
-use braid_proto::service::RegionService;
 use braid_store::{Registered, SpaceLimits, Store, StoreConfig};
 use tracing::info;
 
 use super::fabric::{Fabric, LateStore, region_store};
+use super::links::Links;
 use crate::args::groups::StorageArgs;
 use crate::args::types::{Label, Url};
 
@@ -46,33 +44,24 @@ impl StorePart {
         dir: PathBuf,
         registered: Registered,
         storage: &StorageArgs,
-        placement: &Arc<PlacementClient>,
-        numbers: &Arc<Numbers>,
+        links: &Links,
         fabric: &Arc<Fabric>,
         late: &LateStore,
     ) -> Result<Self> {
         let config = config(dir, registered, storage)?;
-        let (placement, numbers) = (Arc::clone(placement), Arc::clone(numbers));
-        let store = Store::open(config, placement, numbers, fabric.transport(), fabric.addresses.clone()).await?;
+        let (placement, numbers) = (Arc::clone(&links.placement), Arc::clone(&links.numbers));
+        let regions = Arc::clone(&links.regions);
+        let store =
+            Store::open(config, placement, numbers, regions, fabric.transport(), fabric.addresses.clone()).await?;
         fabric.registry.register(Domain::Store, store.store_id().0, store.inbound());
         late.set(region_store(store.service()));
         info!(store = %store.store_id(), cluster = format!("{:016x}", registered.cluster_id.0), "the store is open");
         Ok(Self { store, fabric: Arc::clone(fabric) })
     }
 
-    /// Its id.
-    pub fn id(&self) -> StoreId {
-        self.store.store_id()
-    }
-
     /// Asks for the bytes of its files.
     pub fn data_bytes_probe(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
         self.store.data_bytes_probe()
-    }
-
-    /// Its regions, for a proxy of the same process.
-    pub fn local(&self) -> Arc<dyn RegionService> {
-        self.store.local()
     }
 
     /// Stops it; its leaders go to other stores first.

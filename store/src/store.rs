@@ -105,7 +105,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the folder, starts the regions in it and the heartbeat.
+    /// Opens the folder, starts the regions in it and the heartbeat. `cluster`: this process's way to all regions; the
+    /// store's own are added to it.
     ///
     /// # Errors
     /// The folder belongs to another store or cluster, is in use, damaged or full.
@@ -113,6 +114,7 @@ impl Store {
         config: StoreConfig,
         placement: Arc<PlacementClient>,
         numbers: Arc<Numbers>,
+        cluster: Arc<braid_store_client::Regions>,
         transport: Arc<dyn Transport>,
         addresses: AddressBook,
     ) -> Result<Self, OpenError> {
@@ -127,6 +129,7 @@ impl Store {
         let host = Arc::new(opened.map_err(|error| OpenError::Refused(format!("opening was given up: {error}")))??);
         let orders = Arc::new(Orders::new(config.store_id, Arc::clone(&host), Arc::clone(&regions)));
         let local = Arc::new(LocalRegions::new(Arc::clone(&regions)));
+        cluster.add_local(config.store_id, Arc::clone(&local) as Arc<dyn RegionService>);
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat {
             cluster_id: config.cluster_id,
@@ -146,7 +149,7 @@ impl Store {
         self.config.store_id
     }
 
-    /// Its regions, for a proxy of the same process.
+    /// Its regions, for callers of the same process.
     pub fn local(&self) -> Arc<dyn RegionService> {
         Arc::clone(&self.local) as Arc<dyn RegionService>
     }

@@ -19,6 +19,7 @@ use braid_proto::pb::{
 };
 use braid_proto::service::NumberService;
 use braid_store::{SpaceLimits, Store, StoreConfig};
+use braid_store_client::Regions;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -89,7 +90,9 @@ impl Cluster {
             log_keep_bytes: 64 << 20,
             space: self.space,
         };
-        let store = Store::open(config, placement, numbers, Arc::new(transport), addresses).await.expect("a store");
+        let cluster = Regions::connect(CLUSTER, Arc::clone(&placement));
+        let store =
+            Store::open(config, placement, numbers, cluster, Arc::new(transport), addresses).await.expect("a store");
         self.registry.register(Domain::Store, id, store.inbound());
         self.stores[id as usize - 1] = Some(store);
     }

@@ -7,11 +7,11 @@ use braid_proto::pb::{region_request, region_response};
 use tonic::Status;
 
 use super::{fits, spread, unexpected};
-use crate::bound;
-use crate::deadline::Patience;
-use crate::regions::{Ask, NoAnswer};
-use crate::retry::Kind;
 use crate::shared::Shared;
+use braid_store_client::bound;
+use braid_store_client::deadline::Patience;
+use braid_store_client::regions::{Ask, NoAnswer};
+use braid_store_client::retry::Kind;
 
 /// Serves a DeleteRange.
 ///

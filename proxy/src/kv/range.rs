@@ -27,12 +27,12 @@ use futures::stream::{StreamExt, TryStreamExt};
 use tonic::{Code, Status};
 
 use super::unexpected;
-use crate::bound::{self, Bound};
-use crate::deadline::Patience;
-use crate::regions::{Ask, NoAnswer};
-use crate::retry::{self, Kind};
-use crate::route::Route;
 use crate::shared::Shared;
+use braid_store_client::bound::{self, Bound};
+use braid_store_client::deadline::Patience;
+use braid_store_client::regions::{Ask, NoAnswer};
+use braid_store_client::retry::{self, Kind};
+use braid_store_client::route::Route;
 
 /// Regions that one request asks at the same time.
 const FANOUT: usize = 64;

@@ -20,10 +20,10 @@ use prost::Message;
 use tonic::Status;
 
 use super::range::{next_keys, snapshot};
-use crate::bound::{self, Bound};
-use crate::deadline::Patience;
 use crate::in_flight::Ticket;
 use crate::shared::Shared;
+use braid_store_client::bound::{self, Bound};
+use braid_store_client::deadline::Patience;
 
 /// Keys of the first chunk.
 const FIRST_CHUNK: i64 = 10;

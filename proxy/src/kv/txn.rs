@@ -20,11 +20,11 @@ use tonic::Status;
 
 use super::range::{overtaken, snapshot};
 use super::{fits, spread, unexpected};
-use crate::bound::{self, Bound};
-use crate::deadline::Patience;
-use crate::regions::{Ask, NoAnswer};
-use crate::retry::{self, Kind};
 use crate::shared::Shared;
+use braid_store_client::bound::{self, Bound};
+use braid_store_client::deadline::Patience;
+use braid_store_client::regions::{Ask, NoAnswer};
+use braid_store_client::retry::{self, Kind};
 
 /// Serves a Txn.
 ///

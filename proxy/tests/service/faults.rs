@@ -120,7 +120,7 @@ async fn a_write_with_an_unknown_outcome_is_never_repeated() {
     let before = cluster.world.bound().0;
     cluster.world.script(1, Script::DoAndRefuse(unknown()));
     fails_as(client.put("k", "1").await, error::TIMEOUT_LEADER_FAIL);
-    let lost = Reason::Unknown(Unknown { why: braid_proxy::retry::CONNECTION_LOST.into() });
+    let lost = Reason::Unknown(Unknown { why: braid_store_client::retry::CONNECTION_LOST.into() });
     cluster.world.script(1, Script::DoAndRefuse(lost));
     fails_as(client.put("k", "2").await, error::TIMEOUT_CONNECTION_LOST);
     cluster.world.script(1, Script::DoAndRefuse(unknown()));

@@ -10,10 +10,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use braid_placement_client::PlacementClient;
 use braid_proto::error;
-use braid_proto::id::StoreId;
+use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{Peer, Refusal, RegionNotFound, RegionRequest, refusal, region_request, region_response};
+use braid_proto::service::RegionService;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
@@ -68,9 +70,16 @@ struct Attempts {
 }
 
 impl Regions {
-    /// Regions reached through `router` and `stores`.
-    pub fn new(router: Router, stores: Arc<Stores>) -> Self {
-        Self { router, stores }
+    /// The regions of `cluster_id`, found through `placement`.
+    pub fn connect(cluster_id: ClusterId, placement: Arc<PlacementClient>) -> Arc<Self> {
+        let stores = Arc::new(Stores::new(cluster_id));
+        let router = Router::new(placement, Arc::clone(&stores));
+        Arc::new(Self { router, stores })
+    }
+
+    /// From now on `store` is called in this process.
+    pub fn add_local(&self, store: StoreId, service: Arc<dyn RegionService>) {
+        self.stores.add_local(store, service);
     }
 
     /// Asks one region.

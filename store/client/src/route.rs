@@ -1,4 +1,4 @@
-//! Which region holds which keys, as far as this proxy has heard. Pure: facts in, answers out.
+//! Which region holds which keys, as far as this process has heard. Pure: facts in, answers out.
 //!
 //! - A region replaces whatever it overlaps, unless something it overlaps is newer: a larger version, or for the same
 //!   region a larger (version, conf_ver). Old news, from a slow store or from placement, is dropped.
@@ -18,7 +18,7 @@ use braid_proto::pb::{Peer, Region, RegionEpoch};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// One region as this proxy knows it, and who is said to lead it.
+/// One region as this process knows it, and who is said to lead it.
 #[derive(Debug)]
 pub struct Route {
     /// Its id.

@@ -35,7 +35,7 @@ const PROBE: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Bytes that a store may send before this proxy has read them. Answers may be large, and many share one stream.
+/// Bytes that a store may send before this process has read them. Answers may be large, and many share one stream.
 const WINDOW_BYTES: u32 = 8 << 20;
 
 /// Why there is no connection.

@@ -1,4 +1,4 @@
-//! The stores of the cluster as this proxy reaches them: those of its own process directly, the others over one
+//! The stores of the cluster as this process reaches them: those of its own process directly, the others over one
 //! connection each.
 
 pub mod outbox;
@@ -15,27 +15,33 @@ use parking_lot::RwLock;
 use crate::retry::CONNECTION_LOST;
 use remote::Remote;
 
-/// Every store that this proxy can reach.
+/// Every store that this process can reach.
 pub struct Stores {
     cluster_id: ClusterId,
-    local: HashMap<StoreId, Arc<dyn RegionService>>,
+    local: RwLock<HashMap<StoreId, Arc<dyn RegionService>>>,
     remote: RwLock<HashMap<StoreId, Arc<Remote>>>,
 }
 
 impl Stores {
-    /// The stores of this process; the others are learned from placement.
-    pub fn new(cluster_id: ClusterId, local: HashMap<StoreId, Arc<dyn RegionService>>) -> Self {
-        Self { cluster_id, local, remote: RwLock::default() }
+    /// None yet: those of this process are added, the others are learned from placement.
+    pub fn new(cluster_id: ClusterId) -> Self {
+        Self { cluster_id, local: RwLock::default(), remote: RwLock::default() }
+    }
+
+    /// From now on `store` is called in this process.
+    pub fn add_local(&self, store: StoreId, service: Arc<dyn RegionService>) {
+        self.local.write().insert(store, service);
     }
 
     /// Whether `store` lives in this process.
     pub fn is_local(&self, store: StoreId) -> bool {
-        self.local.contains_key(&store)
+        self.local.read().contains_key(&store)
     }
 
     /// Sends a request to `store`. `None`: nobody knows where that is.
     pub fn call(&self, store: StoreId, request: RegionRequest) -> Option<BoxFuture<RegionResponse>> {
-        if let Some(local) = self.local.get(&store) {
+        let local = self.local.read().get(&store).map(Arc::clone);
+        if let Some(local) = local {
             return Some(local.call(request));
         }
         self.remote.read().get(&store).map(|remote| remote.call(request))
