@@ -90,7 +90,7 @@ impl Bench {
             value: value.into(),
             ..Default::default()
         };
-        TxnEffect { revision: self.revision, changes: vec![change] }
+        TxnEffect { revision: self.revision, changes: vec![change], subs: Vec::new() }
     }
 
     fn any(&mut self) -> u64 {

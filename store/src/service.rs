@@ -53,7 +53,7 @@ impl RegionService for LocalRegions {
             Some(region_request::Op::Put(put)) => write(&region, epoch, Request::Put(put)),
             Some(region_request::Op::DeleteRange(delete)) => write(&region, epoch, Request::DeleteRange(delete)),
             Some(region_request::Op::Txn(txn)) => write(&region, epoch, Request::Txn(txn)),
-            None => ready(refusal(busy("the request names no operation this version knows"))),
+            Some(_) | None => ready(refusal(busy("the request names no operation this version knows"))),
         }
     }
 }

@@ -53,7 +53,7 @@ pub struct Ask<'a, C> {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum NoAnswer {
-    /// The operation touches several regions.
+    /// The operation touches several regions, or more keys than one entry of a region takes.
     Spread,
     /// What the client is told.
     Failed(Status),
@@ -109,6 +109,7 @@ impl Regions {
             };
             tracing::trace!(region = %route.region, %store, attempt = attempts.count, ?refusal, "refused");
             match retry::decide(ask.kind, refusal, attempts.count) {
+                Step::Spread => return Err(NoAnswer::Spread),
                 Step::Fail(status) => return Err(NoAnswer::Failed(status.into())),
                 Step::Again { lesson, refresh, pause, reason } => {
                     metrics::counter!("braid_proxy_retries_total", "reason" => reason).increment(1);

@@ -8,6 +8,7 @@
 //! | region not found   | no           | ask placement, and the next peer | the same                 |
 //! | busy, timed out    | no           | ask the same store again         | the same                 |
 //! | disk full          | no           | etcd's no-space error            | ask the next peer        |
+//! | too large          | no           | the way over several regions     | the same                 |
 //! | unknown            | perhaps      | etcd's timeout error, no retry   | ask the next peer        |
 //!
 //! The first two repeats come at once, because routes are usually stale by one step; after that the pause doubles. A
@@ -69,6 +70,8 @@ pub enum Step {
         /// Label of the metric.
         reason: &'static str,
     },
+    /// Take the way of transactions over several regions.
+    Spread,
     /// Tell the client.
     Fail(EtcdStatus),
 }
@@ -103,6 +106,7 @@ pub fn decide(kind: Kind, refusal: Refusal, attempt: u32) -> Step {
         (Some(Reason::Unknown(unknown)), Kind::Write) if unknown.why == CONNECTION_LOST => {
             Step::Fail(error::TIMEOUT_CONNECTION_LOST)
         }
+        (Some(Reason::TooLarge(_)), _) => Step::Spread,
         // A reason that this version does not know may be one that happened.
         (Some(Reason::Unknown(_)) | None, Kind::Write) => Step::Fail(error::TIMEOUT_LEADER_FAIL),
         (Some(Reason::DiskFull(_) | Reason::Unknown(_)) | None, Kind::Read) => {

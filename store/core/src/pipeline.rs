@@ -532,7 +532,12 @@ impl<R, W> Pipeline<R, W> {
     /// Gives each item of the batch its number or bound, in order, and proposes the changes as one entry.
     fn number(&mut self, batch: Batch<R>, block: Block, term: Term, effects: &mut Vec<Effect<R, W>>) {
         let mut counter = block.base;
-        let mut entry = RegionEntry { term: term.0, version: self.region.region_epoch().version, txns: Vec::new() };
+        let mut entry = RegionEntry {
+            term: term.0,
+            version: self.region.region_epoch().version,
+            txns: Vec::new(),
+            locks: Vec::new(),
+        };
         let mut in_flight = EntryInFlight {
             id: EntryId(self.id()),
             term,
@@ -553,7 +558,7 @@ impl<R, W> Pipeline<R, W> {
             self.numbers.learn(item.seq, counter);
             self.numbers.forget(item.floor);
             self.overlay.resolve(item.seq, counter);
-            entry.txns.push(TxnEffect { revision: counter, changes: item.changes });
+            entry.txns.push(TxnEffect { revision: counter, changes: item.changes, subs: Vec::new() });
             in_flight.seq = item.seq;
             in_flight.bytes += item.bytes;
             in_flight.answers.push((item.to, item.response));

@@ -97,7 +97,7 @@ impl History {
             });
             self.versions.entry(change.key.clone()).or_default().push((self.revision, record));
         }
-        TxnEffect { revision: self.revision, changes }
+        TxnEffect { revision: self.revision, changes, subs: Vec::new() }
     }
 }
 
@@ -212,7 +212,7 @@ fn a_change_that_contradicts_the_data_is_refused_and_leaves_nothing() {
     let data = RegionData::open(open(&dir), &region());
     let change =
         pb::Change { key: user_key(b"k"), supersedes: 9, create_revision: 2, version: 2, ..Default::default() };
-    let txn = TxnEffect { revision: 10, changes: vec![change] };
+    let txn = TxnEffect { revision: 10, changes: vec![change], subs: Vec::new() };
     assert!(data.apply(&[txn], WriteBatch::default()).is_err());
     assert_eq!(data.get_latest(&user_key(b"k")), Ok(None));
 }
@@ -230,7 +230,7 @@ fn counts_stay_right_while_a_region_is_filled_and_split() {
             let n = (batch * 200 + i) * 7_919 % 6_000;
             let revision = 2 + (batch * 200 + i) as i64;
             let change = pb::Change { key: key(n), create_revision: revision, version: 1, ..Default::default() };
-            TxnEffect { revision, changes: vec![change] }
+            TxnEffect { revision, changes: vec![change], subs: Vec::new() }
         });
         data.apply(&txns.collect::<Vec<_>>(), WriteBatch::default()).expect("applied");
         let snapshot = data.snapshot().expect("readable");

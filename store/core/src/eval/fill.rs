@@ -4,7 +4,7 @@ use braid_proto::etcd::etcdserverpb::{
     DeleteRangeResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse, response_op::Response as Done,
 };
 use braid_proto::etcd::mvccpb::KeyValue;
-use braid_proto::pb::{Change, region_response};
+use braid_proto::pb::{Change, LockResponse, region_response};
 
 use crate::placeholder::{BEFORE, filled};
 
@@ -17,7 +17,16 @@ pub fn fill(response: &mut region_response::Result, lookup: &dyn Fn(u64) -> i64,
         region_response::Result::Put(response) => fill.put(response),
         region_response::Result::DeleteRange(response) => fill.delete(response),
         region_response::Result::Txn(response) => fill.txn(response),
-        region_response::Result::Refusal(_) | region_response::Result::Error(_) => {}
+        region_response::Result::Lock(response) => fill.lock(response),
+        region_response::Result::Decide(response) => fill.revision(&mut response.revision),
+        // Nothing in them depends on a number.
+        region_response::Result::Refusal(_)
+        | region_response::Result::Error(_)
+        | region_response::Result::Release(_)
+        | region_response::Result::Commit(_)
+        | region_response::Result::Outcome(_)
+        | region_response::Result::Hold(_)
+        | region_response::Result::Frontier(_) => {}
     }
 }
 
@@ -69,6 +78,12 @@ impl Fill<'_> {
     fn delete(&self, response: &mut DeleteRangeResponse) {
         self.header(&mut response.header);
         self.kvs(&mut response.prev_kvs);
+    }
+
+    fn lock(&self, response: &mut LockResponse) {
+        for data in &mut response.data {
+            self.kvs(&mut data.kvs);
+        }
     }
 
     fn txn(&self, response: &mut TxnResponse) {

@@ -22,7 +22,7 @@ fn window(revision: i64) -> TxnEffect {
     if revision == 2 {
         let mut changes = vec![change(clock, 0, 2, 1, 2)];
         changes.extend((2..2 + KEYS).map(|n| change(key(n), 0, 2, 1, n)));
-        return TxnEffect { revision, changes };
+        return TxnEffect { revision, changes, subs: Vec::new() };
     }
     let gone = revision - 1;
     let made_at = if gone < 2 + KEYS { 2 } else { gone - KEYS + 1 };
@@ -32,7 +32,7 @@ fn window(revision: i64) -> TxnEffect {
         delete,
         change(key(gone + KEYS), 0, revision, 1, revision),
     ];
-    TxnEffect { revision, changes }
+    TxnEffect { revision, changes, subs: Vec::new() }
 }
 
 fn check_moment(data: &RegionData) {

@@ -48,7 +48,8 @@ fn a_damaged_live_record_fails_every_read_of_it() {
         );
         let next =
             pb::Change { key: user_key(b"k"), supersedes: 3, create_revision: 2, version: 3, ..Default::default() };
-        let text = data.apply(&[TxnEffect { revision: 4, changes: vec![next] }], WriteBatch::default());
+        let text =
+            data.apply(&[TxnEffect { revision: 4, changes: vec![next], subs: Vec::new() }], WriteBatch::default());
         assert!(text.expect_err("it cannot be superseded").0.contains(" k"), "the text names the key");
     }
 }

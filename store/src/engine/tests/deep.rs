@@ -40,7 +40,7 @@ impl Naive {
             });
             self.history.versions.entry(key).or_default().push((revision, record));
         }
-        TxnEffect { revision, changes }
+        TxnEffect { revision, changes, subs: Vec::new() }
     }
 }
 

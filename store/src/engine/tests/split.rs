@@ -59,9 +59,10 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
             let mut txn = history.txn(&mut random, 40);
             let (low, high) = std::mem::take(&mut txn.changes).into_iter().partition(|change| change.key < key(20));
             // A region's transaction lies inside it; the other half gets its own number here.
-            left.apply(&[TxnEffect { revision: txn.revision, changes: low }], WriteBatch::default()).expect("applied");
+            left.apply(&[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }], WriteBatch::default())
+                .expect("applied");
             right
-                .apply(&[TxnEffect { revision: txn.revision, changes: high }], WriteBatch::default())
+                .apply(&[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }], WriteBatch::default())
                 .expect("applied");
             if step % 8 == 0 {
                 for revision in [1, before - 3, before, before + 1, history.revision - 2, history.revision] {
@@ -93,7 +94,9 @@ fn a_child_says_which_changes_it_does_not_know() {
     let put = pb::Change { key: key(39), create_revision: split_at + 5, version: 1, ..Default::default() };
     let mut fresh = put.clone();
     fresh.key = user_key(b"k999");
-    child.apply(&[TxnEffect { revision: split_at + 5, changes: vec![fresh] }], WriteBatch::default()).expect("applied");
+    child
+        .apply(&[TxnEffect { revision: split_at + 5, changes: vec![fresh], subs: Vec::new() }], WriteBatch::default())
+        .expect("applied");
     let after = |data: &RegionData, revision| {
         let mut seen = 0;
         let complete = data.snapshot().expect("readable").changes_after(revision, &mut |_| {
@@ -115,7 +118,9 @@ fn an_empty_region_knows_everything_there_is() {
     let db = open(&dir);
     let parent = RegionData::open(Arc::clone(&db), &region());
     let put = pb::Change { key: key(1), create_revision: 2, version: 1, ..Default::default() };
-    parent.apply(&[TxnEffect { revision: 2, changes: vec![put] }], WriteBatch::default()).expect("applied");
+    parent
+        .apply(&[TxnEffect { revision: 2, changes: vec![put], subs: Vec::new() }], WriteBatch::default())
+        .expect("applied");
     let (_, right) = at_20();
     let child = RegionData::open(db, &right);
     assert_eq!(child.max_applied(), 1);
@@ -135,8 +140,11 @@ fn the_data_of_a_region_lies_in_its_ranges_and_nowhere_else() {
     for _ in 0..60 {
         let mut txn = history.txn(&mut random, 40);
         let (low, high) = std::mem::take(&mut txn.changes).into_iter().partition(|change| change.key < key(20));
-        left.apply(&[TxnEffect { revision: txn.revision, changes: low }], WriteBatch::default()).expect("applied");
-        right.apply(&[TxnEffect { revision: txn.revision, changes: high }], WriteBatch::default()).expect("applied");
+        left.apply(&[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }], WriteBatch::default())
+            .expect("applied");
+        right
+            .apply(&[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }], WriteBatch::default())
+            .expect("applied");
     }
     // What destroying the left peer does.
     for lies in data_ranges(&left_region) {
