@@ -184,6 +184,7 @@ pub fn learn_refusal(shared: &Shared, term: Term, region: RegionId, refusal: &Re
         Some(Reason::Unknown(unknown)) => Refused::Wait(unknown.why.clone()),
         Some(Reason::TimedOut(timed_out)) => Refused::Wait(timed_out.what.clone()),
         Some(Reason::DiskFull(_)) => Refused::Final("the store's disk is full; free some space on it first".to_owned()),
-        None => Refused::Wait("the store refuses without a reason".to_owned()),
+        // Orders are never too large.
+        Some(Reason::TooLarge(_)) | None => Refused::Wait("the store refuses without a reason".to_owned()),
     }
 }

@@ -187,6 +187,7 @@ fn several_transactions_of_one_batch_may_change_the_same_key() {
     let data = RegionData::open(open(&dir), &region());
     let key = user_key(b"k");
     let put = |revision: i64, supersedes, version| TxnEffect {
+        subs: Vec::new(),
         revision,
         changes: vec![pb::Change {
             key: key.clone(),
@@ -198,6 +199,7 @@ fn several_transactions_of_one_batch_may_change_the_same_key() {
         }],
     };
     let gone = TxnEffect {
+        subs: Vec::new(),
         revision: 4,
         changes: vec![pb::Change { key: key.clone(), supersedes: 3, delete: true, ..Default::default() }],
     };

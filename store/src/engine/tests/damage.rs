@@ -7,6 +7,7 @@ fn scene() -> (TempDir, Arc<DB>, RegionData) {
     let db = open(&dir);
     let data = RegionData::open(Arc::clone(&db), &region());
     let put = |revision: i64, supersedes, version| TxnEffect {
+        subs: Vec::new(),
         revision,
         changes: vec![pb::Change {
             key: user_key(b"k"),

@@ -171,6 +171,7 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
     let side = Region { start: name(100), end: name(300), ..region() };
     let data = RegionData::open(Arc::clone(&db), &side);
     let put = |revision: i64, n: u64, supersedes| TxnEffect {
+        subs: Vec::new(),
         revision,
         changes: vec![pb::Change { key: name(n), supersedes, create_revision: 2, version: 1, ..Default::default() }],
     };
