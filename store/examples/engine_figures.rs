@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use braid_proto::etcd::etcdserverpb::{PutRequest, RangeRequest};
 use braid_proto::key::{KeyRange, user_key};
 use braid_proto::pb::{Change, Region, RegionEpoch, TxnEffect};
-use braid_store::engine::{EngineOptions, RegionData, column_families};
+use braid_store::engine::{Boundary, EngineOptions, RegionData, column_families};
 use braid_store_core::eval::{Context, Request, evaluate};
 use braid_store_core::overlay::Overlay;
 use braid_store_core::view::{BaseView, View};
@@ -56,7 +56,10 @@ fn open(folder: &PathBuf) -> Arc<DB> {
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_max_background_jobs(2);
-    let families = column_families(&EngineOptions { block_cache_bytes: 256 << 20, memtable_bytes: 32 << 20 });
+    let families = column_families(
+        &EngineOptions { block_cache_bytes: 256 << 20, memtable_bytes: 32 << 20 },
+        &Boundary::default(),
+    );
     Arc::new(DB::open_cf_descriptors(&options, folder, families).expect("a database"))
 }
 
@@ -191,7 +194,7 @@ fn main() {
     let temporary = tempfile::tempdir().expect("a temporary folder");
     let folder = arguments.next().map_or_else(|| temporary.path().to_owned(), PathBuf::from);
     let db = open(&folder);
-    let data = RegionData::open(Arc::clone(&db), &region());
+    let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let mut bench = Bench { data, keys, revision: 1, live: vec![(0, 0); keys as usize], random: Random(0x5eed) };
     println!("{keys} keys, {}", if cfg!(debug_assertions) { "not optimised" } else { "optimised" });
     bench.load();
@@ -208,7 +211,7 @@ fn main() {
     drop(db);
     let begin = Instant::now();
     let db = open(&folder);
-    let data = RegionData::open(db, &region());
+    let data = RegionData::open(db, &region(), Arc::default());
     report("opening again", 1, begin.elapsed());
     let begin = Instant::now();
     data.build_counts().expect("counted");

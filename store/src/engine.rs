@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  put k @9 (k was @5)                       latest    k           ─► @9            what is live now
-//!    1. read latest[k] ────── superseded     history   k, @5       ─► value at @5   what was live once, newest first
+//!    1. read latest[k] ────── superseded     history   k, @5       ─► until @9,     what was live once, newest first
+//!                                                                     value at @5
 //!    2. one write batch ─────────────────►   events    region, @9  ─► k, updated    what happened, in revision order
 //! ```
 //!
@@ -14,15 +15,13 @@
 //! - Counts come from buckets in memory ([`braid_store_core::buckets`]), corrected by the changes after R.
 //! - Data and apply state are one write batch; what readers need to know beside the data is published under the same lock,
 //!   so a snapshot of one is a snapshot of both (`region`).
-//!
-//! Compaction of history is not built yet. What it needs is here: the boundary will be a row beside the events mark, and
-//! a row of `history` shows its key, revision and whether it is a tombstone, which is all a filter looks at (rules C1, C2).
-//! Each scan keeps one iterator for each column family, and looks versions up only at revisions that the caller checks
-//! against the boundary afterwards.
+//! - A row of history says from when to when it was true, so each can be dropped by what it says itself, when RocksDB
+//!   compacts (`boundary`). A delete leaves no row that hides older ones. Readers compare with the boundary afterwards.
 //!
 //! Deliberately absent: numbers, leadership, what is in flight; retries of failed reads (damage is reported, not hidden).
 
 mod apply;
+mod boundary;
 mod changes;
 mod counts;
 mod key;
@@ -35,9 +34,11 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use boundary::Boundary;
 pub use changes::{Change, ChangeKind, Completeness};
 pub use key::{EVENTS, HISTORY, LATEST, LOCKS, StoredKey};
 pub use options::{EngineOptions, column_families, data_ranges};
+pub use point::Unread;
 pub use region::RegionData;
 pub use snapshot::Snapshot;
 

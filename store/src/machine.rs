@@ -37,7 +37,7 @@ impl Regions {
 
 impl StateMachine for Regions {
     fn column_families(&self) -> Vec<ColumnFamilyDescriptor> {
-        engine::column_families(&self.engine)
+        engine::column_families(&self.engine, &self.shared.boundary)
     }
 
     fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine> {
@@ -48,5 +48,17 @@ impl StateMachine for Regions {
 
     fn data_ranges(&self, region: &Region) -> Vec<DataRange> {
         engine::data_ranges(region)
+    }
+
+    fn opened(&self, db: &Arc<DB>) -> Result<(), String> {
+        self.shared.boundary.open(db).map_err(|damage| damage.0)
+    }
+
+    fn snapshot_mark(&self) -> i64 {
+        self.shared.boundary.get()
+    }
+
+    fn on_snapshot_mark(&self, mark: i64) -> Result<(), String> {
+        self.shared.boundary.raise(mark).map(drop).map_err(|damage| damage.0)
     }
 }

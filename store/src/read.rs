@@ -3,7 +3,9 @@
 //! 1. Take a bound R after the request has arrived, unless the caller brought one for a read over many regions.
 //! 2. Note which in-flight writes at or below R touch the range, and wait until they are applied.
 //! 3. Read at R (or at the older revision the client named).
-//! 4. Check the lease of the term in which all that happened; without a lease, ask a quorum.
+//! 4. Check that compaction has not overtaken R meanwhile; if it has, and the client named no revision, begin again with a
+//!    new R (rule Q5).
+//! 5. Check the lease of the term in which all that happened; without a lease, ask a quorum.
 //!
 //! A serializable read takes none of these steps: it answers what this replica has applied.
 
@@ -17,6 +19,7 @@ use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response}
 use braid_store_core::pipeline::timed_out;
 use tokio::sync::oneshot;
 
+use crate::engine::Unread;
 use crate::region::{RegionPeer, etcd_error, refusal};
 
 /// Keys a read may return before it moves off the thread that serves connections.
@@ -37,34 +40,64 @@ pub async fn read(region: Arc<RegionPeer>, request: ReadRequest, epoch: RegionEp
     if range.serializable && read_at == 0 {
         return serializable(region, range, span).await;
     }
+    loop {
+        match linearizable(&region, &range, read_at, &span, epoch).await {
+            Answer::Done(answer) => return answer,
+            // A bound of its own that was overtaken. Taking the next one ends it sooner or later: compaction never gets
+            // ahead of the revisions that are given out.
+            Answer::Overtaken if range.revision == 0 && read_at == 0 => {}
+            Answer::Overtaken => return etcd_error(error::COMPACTED),
+        }
+    }
+}
+
+/// How an attempt at a read ended.
+enum Answer {
+    Done(RegionResponse),
+    /// What it needed may be compacted.
+    Overtaken,
+}
+
+impl From<RegionResponse> for Answer {
+    fn from(answer: RegionResponse) -> Self {
+        Self::Done(answer)
+    }
+}
+
+async fn linearizable(
+    region: &Arc<RegionPeer>,
+    range: &RangeRequest,
+    read_at: i64,
+    span: &KeyRange,
+    epoch: RegionEpoch,
+) -> Answer {
     let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
-        return region.refuse_not_leader();
+        return region.refuse_not_leader().into();
     };
     let (bound, compacted) = match read_at {
-        0 => match bound(&region).await {
+        0 => match bound(region).await {
             Ok(bound) => bound,
-            Err(refused) => return refused,
+            Err(refused) => return refused.into(),
         },
         given => (given, 0),
     };
     let revision = if range.revision > 0 { range.revision } else { bound };
     if revision > bound {
-        return etcd_error(error::FUTURE_REVISION);
+        return etcd_error(error::FUTURE_REVISION).into();
     }
-    if range.revision > 0 && range.revision < compacted {
-        return etcd_error(error::COMPACTED);
+    if range.revision > 0 && range.revision < compacted.max(region.data().boundary()) {
+        return Answer::Overtaken;
     }
-    if !in_flight_applied(&region, &span, revision, term).await {
-        return region.refuse_not_leader();
+    if !in_flight_applied(region, span, revision, term).await {
+        return region.refuse_not_leader().into();
     }
-    if let Some(refused) = wrong_region(&region, &span, epoch) {
-        return refused;
+    if let Some(refused) = wrong_region(region, span, epoch) {
+        return refused.into();
     }
-    let answer = match collect(&region, range, span, revision, bound).await {
-        Ok(answer) => answer,
-        Err(refused) => return refused,
-    };
-    judged(&region, term, answer).await
+    match collect(region, range, span, revision, bound).await {
+        Ok(answer) => judged(region, term, answer).await.into(),
+        Err(answer) => answer,
+    }
 }
 
 fn wrong_region(region: &RegionPeer, span: &KeyRange, epoch: RegionEpoch) -> Option<RegionResponse> {
@@ -102,31 +135,39 @@ async fn in_flight_applied(region: &RegionPeer, span: &KeyRange, revision: i64, 
 }
 
 async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, span: KeyRange) -> RegionResponse {
-    let applied = region.data().max_applied();
-    if range.revision > applied {
-        return etcd_error(error::FUTURE_REVISION);
-    }
-    let revision = if range.revision > 0 { range.revision } else { applied };
-    match collect(&region, range, span, revision, applied).await {
-        Ok(answer) => RegionResponse { result: Some(region_response::Result::Range(answer)) },
-        Err(refused) => refused,
+    loop {
+        let applied = region.data().max_applied();
+        if range.revision > applied {
+            return etcd_error(error::FUTURE_REVISION);
+        }
+        if range.revision > 0 && range.revision < region.data().boundary() {
+            return etcd_error(error::COMPACTED);
+        }
+        let revision = if range.revision > 0 { range.revision } else { applied };
+        match collect(&region, &range, &span, revision, applied).await {
+            Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
+            Err(Answer::Done(refused)) => return refused,
+            Err(Answer::Overtaken) if range.revision > 0 => return etcd_error(error::COMPACTED),
+            // Only if more was applied since: the next one reads that.
+            Err(Answer::Overtaken) => {}
+        }
     }
 }
 
 /// Reads at `revision`; `now` is what the header says.
 async fn collect(
     region: &Arc<RegionPeer>,
-    range: RangeRequest,
-    span: KeyRange,
+    range: &RangeRequest,
+    span: &KeyRange,
     revision: i64,
     now: i64,
-) -> Result<RangeResponse, RegionResponse> {
+) -> Result<RangeResponse, Answer> {
     let single = range.range_end.is_empty();
     let small = range.limit > 0 && range.limit <= INLINE_KEYS_MAX;
     let read = if single || small {
-        region.data().read_range(&range, &span, revision)
+        region.data().read_range(range, span, revision)
     } else {
-        let region = Arc::clone(region);
+        let (region, range, span) = (Arc::clone(region), range.clone(), span.clone());
         let read = tokio::task::spawn_blocking(move || region.data().read_range(&range, &span, revision)).await;
         read.map_err(|error| refusal(timed_out(&format!("the read was given up: {error}"))))?
     };
@@ -135,9 +176,10 @@ async fn collect(
             answer.header = Some(ResponseHeader { revision: now, ..Default::default() });
             Ok(answer)
         }
-        Err(damage) => {
+        Err(Unread::Compacted) => Err(Answer::Overtaken),
+        Err(Unread::Damaged(damage)) => {
             region.poison(&damage.0);
-            Err(etcd_error(error::CORRUPT))
+            Err(etcd_error(error::CORRUPT).into())
         }
     }
 }

@@ -21,7 +21,7 @@ use rocksdb::{DB, WriteBatch};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::engine::RegionData;
+use crate::engine::{Boundary, RegionData};
 use crate::space::Space;
 
 /// Where an answer goes. A caller that went away is no error.
@@ -41,6 +41,8 @@ pub struct Shared {
     pub runtime: Handle,
     /// Whether there is room to write.
     pub space: Arc<Space>,
+    /// Below it history may be gone.
+    pub boundary: Arc<Boundary>,
 }
 
 /// One region peer of this store.
@@ -61,7 +63,7 @@ impl RegionPeer {
     pub fn open(db: Arc<DB>, handle: PeerHandle, shared: Arc<Shared>) -> Arc<Self> {
         let region = handle.region();
         Arc::new_cyclic(|me| Self {
-            data: RegionData::open(db, &region),
+            data: RegionData::open(db, &region, Arc::clone(&shared.boundary)),
             pipeline: Mutex::new(Pipeline::new((*region).clone())),
             handle,
             shared,

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::engine::EngineOptions;
+use crate::engine::{Boundary, EngineOptions};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
 use crate::orders::Orders;
@@ -119,7 +119,8 @@ impl Store {
         addresses: AddressBook,
     ) -> Result<Self, OpenError> {
         let space = Arc::new(Space::new(config.dir.clone(), config.space));
-        let shared = Arc::new(Shared { numbers, runtime: Handle::current(), space });
+        let boundary = Arc::new(Boundary::default());
+        let shared = Arc::new(Shared { numbers, runtime: Handle::current(), space, boundary });
         let engine =
             EngineOptions { block_cache_bytes: config.block_cache_bytes, memtable_bytes: config.memtable_bytes };
         let regions = Arc::new(Regions::new(Arc::clone(&shared), engine));

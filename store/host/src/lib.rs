@@ -67,6 +67,30 @@ pub trait StateMachine: Send + Sync + 'static {
 
     /// Where the data of `region` lies: what a snapshot carries and what destroying a peer deletes.
     fn data_ranges(&self, region: &Region) -> Vec<DataRange>;
+
+    /// Called once at start, before anything is read or replaced. An error says why the folder cannot be used.
+    ///
+    /// # Errors
+    /// The machine's own rows cannot be read.
+    fn opened(&self, db: &Arc<DB>) -> Result<(), String> {
+        _ = db;
+        Ok(())
+    }
+
+    /// What a receiver of a raft snapshot must know about all of this host's data; 0: nothing. Asked for after the files
+    /// are written, so it covers whatever was dropped under the writer's hands.
+    fn snapshot_mark(&self) -> i64 {
+        0
+    }
+
+    /// A raft snapshot with this mark is about to be taken in. Durable when it returns; may be repeated.
+    ///
+    /// # Errors
+    /// The mark cannot be written: fatal for the process.
+    fn on_snapshot_mark(&self, mark: i64) -> Result<(), String> {
+        _ = mark;
+        Ok(())
+    }
 }
 
 /// A half-open range of raw RocksDB keys in one column family. An empty `end` is unbounded.

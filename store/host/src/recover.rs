@@ -49,6 +49,7 @@ pub(crate) fn open(config: &HostConfig, machine: &dyn StateMachine) -> Result<Op
     fs::create_dir_all(&snap_dir).map_err(|error| OpenError::io(&snap_dir, error))?;
     let log: Arc<dyn LogStore> = EngineLog::open(&dir.join("log"), config.log_purge_bytes)?;
     let db = Arc::new(open_db(config, machine)?);
+    machine.opened(&db).map_err(|why| OpenError::damaged(dir, why))?;
     let recovery = Recovery { dir, db: &db, log: &*log, machine, snap_dir: &snap_dir };
     let regions = recovery.regions()?;
     recovery.clean_snapshots()?;

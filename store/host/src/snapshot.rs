@@ -93,7 +93,7 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
     let apply = read(Key::ApplyState(region))?.and_then(|bytes| ApplyState::decode(&bytes));
     let apply = apply.ok_or("the apply state cannot be read")?;
     let region = state.region.ok_or("the region state is empty")?;
-    let mut manifest = SnapshotManifest { region: Some(region.clone()), files: Vec::new() };
+    let mut manifest = SnapshotManifest { region: Some(region.clone()), ..Default::default() };
     for range in core.machine.data_ranges(&region) {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
@@ -113,6 +113,7 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
         }
         rows.status().map_err(|error| error.to_string())?;
     }
+    manifest.mark = core.machine.snapshot_mark();
     let mut snapshot = Snapshot { data: manifest.encode_to_vec().into(), ..Snapshot::default() };
     let meta = snapshot.mut_metadata();
     meta.index = apply.applied_index;
@@ -221,6 +222,7 @@ pub(crate) fn replace_data(
     manifest: &SnapshotManifest,
     dir: &Path,
 ) -> Result<(), String> {
+    machine.on_snapshot_mark(manifest.mark)?;
     let old = replaced.into_iter().chain([region]).flat_map(|region| machine.data_ranges(region));
     for range in old {
         clear(db, &range)?;

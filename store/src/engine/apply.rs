@@ -44,15 +44,18 @@ impl RegionData {
         let mut changes = Vec::new();
         for txn in txns {
             rows.run = deletes_a_run(txn).then(|| Run::new(reader, txn));
+            check_subs(txn)?;
             for (revision, sub, change) in changes_of(std::slice::from_ref(txn)) {
                 let kind = rows.write(revision, sub, change)?;
                 changes.push(Change { revision, sub, kind, key: &change.key });
             }
         }
+        let newest = txns.iter().map(|txn| txn.revision).max().unwrap_or(0);
+        if self.ceiling.fetch_max(newest, Ordering::SeqCst) < newest {
+            rows.mark_applied(newest);
+        }
         let batch = rows.batch;
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
-        let newest = txns.iter().map(|txn| txn.revision).max().unwrap_or(0);
-        self.ceiling.fetch_max(newest, Ordering::SeqCst);
         let grown = {
             let mut inner = self.inner.write();
             self.db.write(batch).map_err(|error| Damaged(format!("a batch cannot be written: {error}")))?;
@@ -65,7 +68,7 @@ impl RegionData {
 impl Inner {
     /// Returns the keys whose buckets have grown too large.
     fn publish<'c>(&mut self, newest: i64, changes: &[Change<'c>]) -> Vec<&'c [u8]> {
-        if changes.is_empty() {
+        if changes.is_empty() && newest <= self.published.applied {
             return Vec::new();
         }
         let published = Arc::make_mut(&mut self.published);
@@ -81,12 +84,23 @@ impl Inner {
     }
 }
 
-/// All changes with their revisions and places.
+/// All changes with their revisions and places. A part of a transaction over several regions names the places.
 fn changes_of(txns: &[TxnEffect]) -> impl Iterator<Item = (i64, u32, &pb::Change)> {
     txns.iter().flat_map(|txn| {
-        let numbered = (0_u32..).zip(&txn.changes);
-        numbered.map(|(sub, change)| (txn.revision, sub, change))
+        let place = |(at, change)| (txn.revision, txn.subs.get(at as usize).copied().unwrap_or(at), change);
+        (0_u32..).zip(&txn.changes).map(place)
     })
+}
+
+fn check_subs(txn: &TxnEffect) -> Result<(), Damaged> {
+    let (places, changes) = (txn.subs.len(), txn.changes.len());
+    if places != 0 && places != changes {
+        return Err(Damaged(format!("@{} names places of {places} changes, but has {changes}", txn.revision)));
+    }
+    if !txn.subs.is_sorted_by(|a, b| a < b) {
+        return Err(Damaged(format!("@{} names places that do not rise: {:?}", txn.revision, txn.subs)));
+    }
+    Ok(())
 }
 
 /// What this batch has made of a key: the put, or `None` for a delete.
@@ -112,7 +126,7 @@ struct Rows<'a, 't> {
 impl<'t> Rows<'_, 't> {
     fn write(&mut self, revision: i64, sub: u32, change: &'t pb::Change) -> Result<ChangeKind, Damaged> {
         if change.supersedes != 0 {
-            self.keep_superseded(change)?;
+            self.keep_superseded(change, revision)?;
         }
         let kind = match (change.delete, change.supersedes) {
             (true, 0) => return Err(contradicts(change, "it deletes a key that is absent")),
@@ -122,9 +136,6 @@ impl<'t> Rows<'_, 't> {
         };
         if change.delete {
             self.batch.delete_cf(self.latest, &change.key);
-            self.row.clear();
-            key::history_key(&mut self.row, &change.key, revision, sub);
-            self.batch.put_cf(self.history, &self.row, b"");
         } else {
             debug_assert!(kind != ChangeKind::Created || !self.is_live(change)?, "{:?} is created twice", change.key);
             self.value.clear();
@@ -142,17 +153,24 @@ impl<'t> Rows<'_, 't> {
         Ok(kind)
     }
 
-    /// Moves the record that `change` supersedes to history.
-    fn keep_superseded(&mut self, change: &pb::Change) -> Result<(), Damaged> {
+    /// Notes the newest revision that the region has applied.
+    fn mark_applied(&mut self, newest: i64) {
         self.row.clear();
+        key::applied_mark(&mut self.row, self.region);
+        self.batch.put_cf(self.events, &self.row, newest.to_be_bytes());
+    }
+
+    /// Moves the record that `change` supersedes at `revision` to history.
+    fn keep_superseded(&mut self, change: &pb::Change, revision: i64) -> Result<(), Damaged> {
+        self.row.clear();
+        self.value.clear();
+        put_varint(&mut self.value, revision as u64);
         let written = self.written.as_ref().and_then(|written| written.get(&change.key[..]));
         let found = match written {
-            Some(Some((revision, sub, earlier))) => {
-                key::history_key(&mut self.row, &change.key, *revision, *sub);
-                self.value.clear();
-                record_of(earlier, *revision).encode(&mut self.value);
-                self.batch.put_cf(self.history, &self.row, &self.value);
-                *revision
+            Some(Some((put_at, sub, earlier))) => {
+                key::history_key(&mut self.row, &change.key, *put_at, *sub);
+                record_of(earlier, *put_at).encode(&mut self.value);
+                *put_at
             }
             Some(None) => return Err(contradicts(change, "the key was deleted just before")),
             None => {
@@ -166,10 +184,11 @@ impl<'t> Rows<'_, 't> {
                 };
                 let live = decode_live(&change.key, value)?;
                 key::history_key(&mut self.row, &change.key, live.head.mod_revision, live.sub);
-                self.batch.put_cf(self.history, &self.row, live.record);
+                self.value.extend_from_slice(live.record);
                 live.head.mod_revision
             }
         };
+        self.batch.put_cf(self.history, &self.row, &self.value);
         if found != change.supersedes {
             return Err(contradicts(change, &format!("the key has a record of @{found}")));
         }

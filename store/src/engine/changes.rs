@@ -74,7 +74,8 @@ impl<'a> Change<'a> {
 pub enum Completeness {
     /// All of them, or up to where the visitor stopped.
     Complete,
-    /// None: some of them are not recorded. Records above this revision would be complete.
+    /// Some of them are not recorded, or not any more; what was visited does not count. Records above this revision would
+    /// be complete.
     CompleteAbove(i64),
 }
 
@@ -91,6 +92,10 @@ impl Snapshot {
         visit: &mut dyn FnMut(Change<'_>) -> ControlFlow<()>,
     ) -> Result<Completeness, Damaged> {
         let published = self.published();
+        let mark = published.events_mark.max(self.boundary() - 1);
+        if after < mark {
+            return Ok(Completeness::CompleteAbove(mark));
+        }
         if published.applied <= after {
             return Ok(Completeness::Complete);
         }
@@ -98,11 +103,10 @@ impl Snapshot {
             _ = published.recent.visit_after(after, visit);
             return Ok(Completeness::Complete);
         }
-        if after < published.events_mark {
-            return Ok(Completeness::CompleteAbove(published.events_mark));
-        }
         self.events_after(after, visit)?;
-        Ok(Completeness::Complete)
+        // The filter has no regard for readers: what it may have dropped meanwhile must not be missed silently (rule C2).
+        let boundary = self.boundary();
+        if after < boundary - 1 { Ok(Completeness::CompleteAbove(boundary - 1)) } else { Ok(Completeness::Complete) }
     }
 
     fn events_after(&self, after: i64, visit: &mut dyn FnMut(Change<'_>) -> ControlFlow<()>) -> Result<(), Damaged> {

@@ -35,7 +35,7 @@ impl RegionData {
         let snapshot = {
             let mut inner = self.inner.write();
             inner.deltas = Some(Vec::new());
-            super::Snapshot::new(&self.db, &inner.published, self.region)
+            self.snapshot_of(&inner.published)
         };
         let mut builder = Builder::default();
         let walked = snapshot.reader().walk_keys(snapshot.range(), &mut |key| {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 /// Column family of live records.
 pub const LATEST: &str = "latest";
-/// Column family of superseded records and tombstones.
+/// Column family of superseded records.
 pub const HISTORY: &str = "history";
 /// Column family of what happened, by region and revision.
 pub const EVENTS: &str = "events";
@@ -30,13 +30,14 @@ pub enum StoredKey {
         /// Internal key.
         key: Bytes,
     },
-    /// `history`: escaped internal key, `!revision` 8 bytes, `!sub` 4 bytes: what the change at (revision, sub) left.
-    /// Written when that is superseded, or at once if it is a delete.
-    /// Value: the record, or nothing: a tombstone.
+    /// `history`: escaped internal key, `!revision` 8 bytes, `!sub` 4 bytes: the record that the put at (revision, sub)
+    /// made. Written when it is superseded by a put or a delete.
+    /// Value: varint revision of the change that superseded it, then the record. It is what the key was at the revisions
+    /// from its own up to that one, the latter exclusive; a gap before the next row is a time when the key was absent.
     History {
         /// Internal key.
         key: Bytes,
-        /// Revision of the put or delete.
+        /// Revision of the put.
         revision: i64,
         /// Its place among the changes of that revision.
         sub: u32,
@@ -58,6 +59,16 @@ pub enum StoredKey {
         /// The region.
         region: RegionId,
     },
+    /// `events`: region id 8 bytes and a zero byte; sorts between the mark and the events.
+    /// Value: revision 8 bytes: the newest that the region has applied, whatever has become of its event. Written with
+    /// every batch that raises it. Absent: nothing was ever applied.
+    AppliedMark {
+        /// The region.
+        region: RegionId,
+    },
+    /// `events`: one zero byte; sorts before every region.
+    /// Value: revision 8 bytes: the store's compaction boundary. Absent: nothing was ever compacted.
+    Boundary,
     /// `locks`: the internal key as it is. Reserved.
     Lock {
         /// Internal key.
@@ -71,7 +82,7 @@ impl StoredKey {
         match self {
             Self::Latest { .. } => LATEST,
             Self::History { .. } => HISTORY,
-            Self::Event { .. } | Self::EventsMark { .. } => EVENTS,
+            Self::Event { .. } | Self::EventsMark { .. } | Self::AppliedMark { .. } | Self::Boundary => EVENTS,
             Self::Lock { .. } => LOCKS,
         }
     }
@@ -84,6 +95,8 @@ impl StoredKey {
             Self::History { key, revision, sub } => history_key(&mut out, key, *revision, *sub),
             Self::Event { region, revision, sub } => event_key(&mut out, *region, *revision, *sub),
             Self::EventsMark { region } => out.extend_from_slice(&region.0.to_be_bytes()),
+            Self::AppliedMark { region } => applied_mark(&mut out, *region),
+            Self::Boundary => out.push(0),
         }
         out
     }
@@ -103,6 +116,8 @@ impl StoredKey {
                 Ok(Self::History { key: key.into(), revision, sub })
             }
             EVENTS => match bytes.len() {
+                1 if bytes == [0] => Ok(Self::Boundary),
+                9 if bytes[8] == 0 => Ok(Self::AppliedMark { region: RegionId(u64_at(bytes, 0).ok_or_else(damaged)?) }),
                 8 => Ok(Self::EventsMark { region: RegionId(u64_at(bytes, 0).ok_or_else(damaged)?) }),
                 20 => {
                     let (region, revision, sub) = split_event_key(bytes).ok_or_else(damaged)?;
@@ -190,6 +205,12 @@ pub fn history_range(range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
     (start, end)
 }
 
+/// Appends the key of the newest applied revision of `region`.
+pub fn applied_mark(out: &mut Vec<u8>, region: RegionId) {
+    out.extend_from_slice(&region.0.to_be_bytes());
+    out.push(0);
+}
+
 /// Appends the key of the event of `region` at (revision, sub).
 pub fn event_key(out: &mut Vec<u8>, region: RegionId, revision: i64, sub: u32) {
     out.extend_from_slice(&region.0.to_be_bytes());
@@ -239,6 +260,8 @@ mod tests {
                         StoredKey::History { key: key.clone(), revision, sub },
                         StoredKey::Event { region, revision, sub },
                         StoredKey::EventsMark { region },
+                        StoredKey::AppliedMark { region },
+                        StoredKey::Boundary,
                         StoredKey::Lock { key: key.clone() },
                     ] {
                         assert_eq!(StoredKey::decode(stored.column_family(), &stored.encode()), Ok(stored));
@@ -273,7 +296,10 @@ mod tests {
     fn events_sort_by_region_mark_revision_and_sub() {
         let event = |region, revision, sub| StoredKey::Event { region: RegionId(region), revision, sub }.encode();
         let mark = |region| StoredKey::EventsMark { region: RegionId(region) }.encode();
-        let rows = [mark(1), event(1, 2, 0), event(1, 2, 1), event(1, 256, 0), mark(2), event(2, 1, 0)];
+        let applied = |region| StoredKey::AppliedMark { region: RegionId(region) }.encode();
+        let own = [mark(1), applied(1), event(1, 2, 0), event(1, 2, 1), event(1, 256, 0)];
+        let others = [mark(2), applied(2), event(2, 1, 0), mark(256), applied(256)];
+        let rows = [&[StoredKey::Boundary.encode()], &own[..], &others[..]].concat();
         assert!(rows.is_sorted());
     }
 
@@ -291,7 +317,7 @@ mod tests {
         for damaged in [&b""[..], b"short", b"no end of key 123456789012", b"a\0\x01\0\x00123456789012"] {
             assert!(StoredKey::decode(HISTORY, damaged).is_err(), "{damaged:?}");
         }
-        for damaged in [&b""[..], b"1234567", b"123456789", &[0xff; 20], &[0; 21]] {
+        for damaged in [&b""[..], b"1", b"1234567", b"123456789", &[0xff; 20], &[0; 21]] {
             assert!(StoredKey::decode(EVENTS, damaged).is_err(), "{damaged:?}");
         }
         assert!(StoredKey::decode("other", b"").is_err());

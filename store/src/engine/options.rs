@@ -4,6 +4,7 @@ use braid_host::DataRange;
 use braid_proto::pb::Region;
 use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, Options, SliceTransform};
 
+use super::boundary::Boundary;
 use super::key::{self, EVENTS, HISTORY, LATEST, LOCKS};
 
 /// Bits of bloom filter for each key: about one false positive in a hundred lookups of an absent key.
@@ -29,8 +30,8 @@ pub struct EngineOptions {
     pub memtable_bytes: usize,
 }
 
-/// The column families of region data.
-pub fn column_families(options: &EngineOptions) -> Vec<ColumnFamilyDescriptor> {
+/// The column families of region data. Compaction drops what lies below `boundary`.
+pub fn column_families(options: &EngineOptions, boundary: &Boundary) -> Vec<ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(options.block_cache_bytes);
     let common = |memtable_bytes| {
         let mut family = Options::default();
@@ -70,9 +71,11 @@ pub fn column_families(options: &EngineOptions) -> Vec<ColumnFamilyDescriptor> {
     let by_key = SliceTransform::create("braid.history.key", key::history_prefix, Some(key::is_history_key));
     history.set_prefix_extractor(by_key);
     history.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+    history.set_compaction_filter_factory(boundary.filter(HISTORY));
 
     let mut events = common(options.memtable_bytes / 4);
     events.set_block_based_table_factory(&blocks(RUN_BLOCK_BYTES));
+    events.set_compaction_filter_factory(boundary.filter(EVENTS));
 
     let mut locks = common(options.memtable_bytes / 4);
     locks.set_block_based_table_factory(&blocks(LATEST_BLOCK_BYTES));

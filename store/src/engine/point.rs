@@ -9,10 +9,22 @@ use braid_proto::range::finish;
 use braid_store_core::eval;
 use braid_store_core::record::Record;
 use braid_store_core::view::{BaseView, Damaged, Visit};
+use thiserror::Error;
 
 use super::region::RegionData;
 use super::scan::Reader;
 use super::snapshot::Snapshot;
+
+/// Why a read at a revision has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unread {
+    /// History that it needed may be dropped: the revision lies below the compaction boundary.
+    #[error("the revision has been compacted")]
+    Compacted,
+    /// The data cannot be read.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+}
 
 impl RegionData {
     /// The live record of `key`.
@@ -27,16 +39,19 @@ impl RegionData {
     /// The record of `key` at `revision`, which everything that changes the key is applied up to.
     ///
     /// Needs no snapshot: nothing that is applied later changes what was true at `revision`. A record that is superseded
-    /// is in history by the same write, and a deletion too, so whoever misses one finds the other.
+    /// is in history by the same write, so whoever misses one finds the other.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn get_at(&self, key: &[u8], revision: i64) -> Result<Option<Record>, Damaged> {
+    /// It cannot be read, or may be compacted.
+    pub fn get_at(&self, key: &[u8], revision: i64) -> Result<Option<Record>, Unread> {
         match self.get_latest(key)? {
             Some(record) if record.mod_revision <= revision => Ok(Some(record)),
             // Looked at after the key: nothing above it was visible then, so no later delete has hidden the record.
             None if self.ceiling.load(Ordering::SeqCst) <= revision => Ok(None),
-            _ => Reader::now(&self.db).version_at(key, revision),
+            _ => {
+                let found = Reader::now(&self.db).version_at(key, revision)?;
+                if revision < self.boundary() { Err(Unread::Compacted) } else { Ok(found) }
+            }
         }
     }
 
@@ -44,15 +59,13 @@ impl RegionData {
     /// to. The header is left to the caller, and so is the revision that the request itself names.
     ///
     /// # Errors
-    /// The data cannot be read.
-    pub fn read_range(
-        &self,
-        request: &RangeRequest,
-        range: &KeyRange,
-        revision: i64,
-    ) -> Result<RangeResponse, Damaged> {
+    /// The data cannot be read, or `revision` lies below the compaction boundary now that the read is done, and the answer
+    /// needed history. Whoever named the revision gets etcd's error; whoever did not, a read at a new one (rule Q5).
+    pub fn read_range(&self, request: &RangeRequest, range: &KeyRange, revision: i64) -> Result<RangeResponse, Unread> {
         if !request.range_end.is_empty() {
-            return eval::read(&Counting { data: self, snapshot: self.snapshot()? }, request, range, revision);
+            let counting = Counting { data: self, snapshot: self.snapshot()? };
+            let answer = eval::read(&counting, request, range, revision)?;
+            return if counting.snapshot.is_compacted(revision) { Err(Unread::Compacted) } else { Ok(answer) };
         }
         let found = self.get_at(&range.start, revision)?;
         let kv = found.map(|record| KeyValue {

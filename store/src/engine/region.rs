@@ -18,8 +18,9 @@ use braid_store_core::view::Damaged;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::DB;
 
+use super::boundary::Boundary;
 use super::changes::ChangeKind;
-use super::key::{self, EVENTS, HISTORY, LATEST};
+use super::key::{self, EVENTS, HISTORY, LATEST, StoredKey};
 use super::recent::Recent;
 use super::scan::Reader;
 use super::snapshot::Snapshot;
@@ -31,7 +32,7 @@ use super::unreadable;
 pub struct Published {
     /// The region's keys.
     pub range: KeyRange,
-    /// Newest revision applied. Inclusive; at least the first of all. Derived from the events at start.
+    /// Newest revision applied. Inclusive; at least the first of all. The applied mark on disk says so at start.
     pub applied: i64,
     /// Exclusive: no event above it is missing on disk. `events_mark <= recent.complete_above()`.
     pub events_mark: i64,
@@ -55,6 +56,7 @@ pub struct Inner {
 pub struct RegionData {
     pub(super) db: Arc<DB>,
     pub(super) region: RegionId,
+    pub(super) boundary: Arc<Boundary>,
     pub(super) inner: RwLock<Inner>,
     /// Newest revision that may be visible in the database. Raised before it is written, so a reader that looks here after
     /// it has read knows what it cannot have missed. `published.applied <= ceiling`.
@@ -68,10 +70,10 @@ pub struct RegionData {
 }
 
 impl RegionData {
-    /// The data of `region` in `db`. Cheap: no walk over the data. If what it needs cannot be read, every use of it fails
-    /// with the reason.
-    pub fn open(db: Arc<DB>, region: &Region) -> Self {
-        let (events, damage) = match events_of(&db, region) {
+    /// The data of `region` in `db`, whose compaction boundary is `boundary`. Cheap: no walk over the data. If what it
+    /// needs cannot be read, every use of it fails with the reason.
+    pub fn open(db: Arc<DB>, region: &Region, boundary: Arc<Boundary>) -> Self {
+        let (events, damage) = match events_of(&db, region, &boundary) {
             Ok(events) => (events, None),
             Err(damage) => (Events { newest: 0, mark: 0 }, Some(damage)),
         };
@@ -80,14 +82,15 @@ impl RegionData {
             range: region.range(),
             applied,
             events_mark: events.mark,
-            recent: Recent::new(applied),
+            recent: Recent::new(applied.max(events.mark)),
             counts: None,
         };
         Self {
             db,
             region: region.region_id(),
+            boundary,
             inner: RwLock::new(Inner { published: Arc::new(published), deltas: None }),
-            ceiling: AtomicI64::new(applied),
+            ceiling: AtomicI64::new(applied.max(events.mark)),
             counting: Mutex::new(()),
             written_bytes: AtomicU64::new(0),
             damage,
@@ -111,7 +114,18 @@ impl RegionData {
     pub fn snapshot(&self) -> Result<Snapshot, Damaged> {
         self.sound()?;
         let inner = self.inner.read();
-        Ok(Snapshot::new(&self.db, &inner.published, self.region))
+        Ok(self.snapshot_of(&inner.published))
+    }
+
+    /// The snapshot at which `published` is true: the caller holds the lock.
+    pub(super) fn snapshot_of(&self, published: &Arc<Published>) -> Snapshot {
+        Snapshot::new(&self.db, published, self.region, &self.boundary)
+    }
+
+    /// The store's compaction boundary: below it history may be gone. A read at an older revision compares after its last
+    /// read, because what it needs may go while it reads (rules C1, C2).
+    pub fn boundary(&self) -> i64 {
+        self.boundary.get()
     }
 
     /// Releases memory that only a busy region needs: the newest changes will be read from disk.
@@ -168,19 +182,19 @@ struct Events {
     mark: i64,
 }
 
-fn events_of(db: &DB, region: &Region) -> Result<Events, Damaged> {
+fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Damaged> {
     let id = region.region_id();
-    let newest = newest_event(db, id)?;
-    match (mark_of(db, id)?, newest) {
+    match (mark_of(db, StoredKey::EventsMark { region: id })?, mark_of(db, StoredKey::AppliedMark { region: id })?) {
         (Some(mark), newest) => Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark }),
         (None, Some(newest)) => Ok(Events { newest, mark: 0 }),
-        (None, None) if !has_data(db, region)? => Ok(Events { newest: 0, mark: 0 }),
-        // Data without events: the child of a split, opened for the first time. What its range has seen was applied by
+        // Nothing happened in its range, or all of it below the compaction boundary.
+        (None, None) if !has_data(db, region)? => Ok(Events { newest: 0, mark: (boundary.get() - 1).max(0) }),
+        // Data of which no mark speaks: the child of a split, opened for the first time. What its range has seen was applied by
         // the parent, and recorded under the parent's id.
         (None, None) => {
             let mark = newest_of_store(db)?;
             let events = Reader::now(db).family(EVENTS);
-            let row = key::StoredKey::EventsMark { region: id }.encode();
+            let row = StoredKey::EventsMark { region: id }.encode();
             db.put_cf(events, row, mark.to_be_bytes())
                 .map_err(|error| Damaged(format!("{EVENTS} cannot be written: {error}")))?;
             Ok(Events { newest: mark, mark })
@@ -188,59 +202,45 @@ fn events_of(db: &DB, region: &Region) -> Result<Events, Damaged> {
     }
 }
 
-fn mark_of(db: &DB, region: RegionId) -> Result<Option<i64>, Damaged> {
-    let row = key::StoredKey::EventsMark { region }.encode();
-    let found = db.get_pinned_cf(Reader::now(db).family(EVENTS), row).map_err(|error| unreadable(EVENTS, &error))?;
-    let Some(value) = found else { return Ok(None) };
-    let mark = value[..].try_into().map(i64::from_be_bytes);
-    mark.map(Some).map_err(|_| Damaged(format!("the events mark of {region} is damaged: {:02x?}", &value[..])))
+fn mark_of(db: &DB, mark: StoredKey) -> Result<Option<i64>, Damaged> {
+    let found = db.get_pinned_cf(Reader::now(db).family(EVENTS), mark.encode());
+    let Some(value) = found.map_err(|error| unreadable(EVENTS, &error))? else { return Ok(None) };
+    let revision = value[..].try_into().map(i64::from_be_bytes);
+    revision.map(Some).map_err(|_| Damaged(format!("{mark:?} is damaged: {:02x?}", &value[..])))
 }
 
-/// Newest revision among the events of `region`.
-fn newest_event(db: &DB, region: RegionId) -> Result<Option<i64>, Damaged> {
-    let mut last = Vec::new();
-    key::event_key(&mut last, region, -1, u32::MAX);
-    Ok(last_event_before(db, &last)?.filter(|(found, _)| *found == region).map(|(_, revision)| revision))
-}
-
-/// A bound that no revision which this store has applied lies above: the newest of each region's events and marks. Two
-/// lookups a region; only for children of splits.
+/// A bound that no revision which this store has applied lies above: the newest of each region's marks. Three lookups a
+/// region; only for children of splits.
 fn newest_of_store(db: &DB) -> Result<i64, Damaged> {
     let mut newest = Revision::INITIAL.0;
-    let mut before = vec![0xff; 20];
-    while let Some((region, revision)) = last_event_before(db, &before)? {
-        newest = newest.max(revision).max(mark_of(db, region)?.unwrap_or(0));
-        before = key::StoredKey::EventsMark { region }.encode();
-        if region.0 == 0 {
-            break;
+    let mut before = None;
+    while let Some(region) = last_region_before(db, before)? {
+        for mark in [StoredKey::EventsMark { region }, StoredKey::AppliedMark { region }] {
+            newest = newest.max(mark_of(db, mark)?.unwrap_or(0));
         }
+        before = Some(region);
     }
     Ok(newest)
 }
 
-/// Region and revision of the last event or mark at or before row `at`; a mark counts with its value.
-fn last_event_before(db: &DB, at: &[u8]) -> Result<Option<(RegionId, i64)>, Damaged> {
-    let mut rows = db.raw_iterator_cf(Reader::now(db).family(EVENTS));
-    rows.seek_for_prev(at);
-    let found = match rows.item() {
-        Some((row, _)) if row == at => {
-            // The place a walk has come to, not an event: revisions never use their highest bit.
-            rows.prev();
-            rows.item()
-        }
-        found => found,
-    };
-    let Some((row, value)) = found else {
+/// The last region below `before` that has anything in `events`.
+fn last_region_before(db: &DB, before: Option<RegionId>) -> Result<Option<RegionId>, Damaged> {
+    let mut options = rocksdb::ReadOptions::default();
+    if let Some(region) = before {
+        options.set_iterate_upper_bound(StoredKey::EventsMark { region }.encode());
+    }
+    let mut rows = db.raw_iterator_cf_opt(Reader::now(db).family(EVENTS), options);
+    rows.seek_to_last();
+    let Some(row) = rows.key() else {
         rows.status().map_err(|error| unreadable(EVENTS, &error))?;
         return Ok(None);
     };
-    let damaged = || Damaged(format!("{row:02x?} is no key of {EVENTS}"));
-    match key::StoredKey::decode(EVENTS, row)? {
-        key::StoredKey::Event { region, revision, .. } => Ok(Some((region, revision))),
-        key::StoredKey::EventsMark { region } => {
-            Ok(Some((region, i64::from_be_bytes(value.try_into().map_err(|_| damaged())?))))
+    match StoredKey::decode(EVENTS, row)? {
+        StoredKey::Event { region, .. } | StoredKey::EventsMark { region } | StoredKey::AppliedMark { region } => {
+            Ok(Some(region))
         }
-        _ => Err(damaged()),
+        // It sorts before every region.
+        _ => Ok(None),
     }
 }
 

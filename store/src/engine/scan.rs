@@ -34,6 +34,17 @@ pub struct Live<'a> {
     pub record: &'a [u8],
 }
 
+/// Takes the revision that superseded a version off the front of its history row's value; the record remains.
+pub fn superseded_at(value: &mut &[u8]) -> Option<i64> {
+    take_varint(value).and_then(|revision| i64::try_from(revision).ok())
+}
+
+/// The stored record of a history row that is the newest at or below `revision`, if the key was live at `revision`.
+fn live_at<'a>(key: &[u8], mut value: &'a [u8], revision: i64) -> Result<Option<&'a [u8]>, Damaged> {
+    let superseded = superseded_at(&mut value).ok_or_else(|| damaged_record(key, &Damaged("no end".to_owned())))?;
+    Ok((superseded > revision).then_some(value))
+}
+
 /// Reads a value of `latest`.
 pub fn decode_live<'a>(key: &[u8], value: &'a [u8]) -> Result<Live<'a>, Damaged> {
     let mut rest = value;
@@ -102,7 +113,9 @@ impl<'a> Reader<'a> {
         key::history_key(&mut row, key, revision, u32::MAX);
         rows.seek(&row);
         let found = match rows.item() {
-            Some((found, value)) if key::history_prefix(found) == key::history_prefix(&row) => version(key, value)?,
+            Some((found, value)) if key::history_prefix(found) == key::history_prefix(&row) => {
+                live_at(key, value, revision)?.map(|record| decode_record(key, record)).transpose()?
+            }
             _ => None,
         };
         rows.status().map_err(|error| unreadable(HISTORY, &error))?;
@@ -257,11 +270,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A history row's value as a record; empty is a tombstone.
-fn version(key: &[u8], value: &[u8]) -> Result<Option<Record>, Damaged> {
-    (!value.is_empty()).then(|| decode_record(key, value)).transpose()
-}
-
 /// Walks the keys of history, one after the other.
 struct History<'a> {
     rows: DBRawIterator<'a>,
@@ -294,15 +302,15 @@ impl<'a> History<'a> {
         (!self.at_end).then_some(&self.key)
     }
 
-    /// The version of the present key at `revision`: its stored record, unless there is none or it is a tombstone.
+    /// The version of the present key at `revision`: its stored record, if history knows one.
     fn version_at(&mut self, revision: i64) -> Result<Option<StoredVersion<'_>>, Damaged> {
         let mut steps = 0;
         while let Some(row) = self.rows.key().filter(|row| key::history_prefix(row) == self.prefix) {
             let (found, _) = key::version_of(&row[self.prefix.len()..])
                 .ok_or_else(|| Damaged(format!("{row:02x?} is no key of {HISTORY}")))?;
             if found <= revision {
-                let record = self.rows.value().filter(|record| !record.is_empty());
-                return Ok(record.map(|record| (&self.key[..], record)));
+                let value = self.rows.value().unwrap_or_default();
+                return Ok(live_at(&self.key, value, revision)?.map(|record| (&self.key[..], record)));
             }
             steps += 1;
             if steps < STEPS_BEFORE_SEEK {

@@ -8,6 +8,7 @@ use braid_store_core::record::Record;
 use braid_store_core::view::{BaseView, Damaged, Visit};
 use rocksdb::DB;
 
+use super::boundary::Boundary;
 use super::region::Published;
 use super::scan::Reader;
 use owned::OwnedSnapshot;
@@ -18,17 +19,30 @@ const PATCH_KEYS_MAX: usize = 256;
 /// Changes that are always looked at before a count at an older revision walks the range.
 const GROWTH_CHANGES_MIN: u64 = 4_096;
 
-/// One moment of a region. Keeps RocksDB from dropping what it shows: short-lived, except for a scan that runs long.
+/// One moment of a region. Keeps RocksDB from dropping what is live in it: short-lived, except for a scan that runs long.
+/// History below the compaction boundary goes all the same.
 pub struct Snapshot {
     db: OwnedSnapshot,
     published: Arc<Published>,
     region: RegionId,
+    boundary: Arc<Boundary>,
 }
 
 impl Snapshot {
     /// The moment at which `published` is true of `db`: the caller holds the lock that every change of either takes.
-    pub(super) fn new(db: &Arc<DB>, published: &Arc<Published>, region: RegionId) -> Self {
-        Self { db: OwnedSnapshot::new(db), published: Arc::clone(published), region }
+    pub(super) fn new(db: &Arc<DB>, published: &Arc<Published>, region: RegionId, boundary: &Arc<Boundary>) -> Self {
+        let (published, boundary) = (Arc::clone(published), Arc::clone(boundary));
+        Self { db: OwnedSnapshot::new(db), published, region, boundary }
+    }
+
+    /// The store's compaction boundary now, not at the snapshot's moment: see [`super::RegionData::boundary`].
+    pub fn boundary(&self) -> i64 {
+        self.boundary.get()
+    }
+
+    /// Whether a read at `revision` that has just ended may have missed history that is dropped.
+    pub fn is_compacted(&self, revision: i64) -> bool {
+        self.published.applied.max(self.published.events_mark) > revision && revision < self.boundary()
     }
 
     /// Newest revision applied. Inclusive; 1 if nothing ever was.

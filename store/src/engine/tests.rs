@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod compacted;
 mod concurrent;
 mod damage;
 mod deep;
@@ -31,11 +32,16 @@ impl Random {
     }
 }
 
+/// A database whose history is never compacted.
 fn open(dir: &TempDir) -> Arc<DB> {
+    open_with(dir, &Boundary::default())
+}
+
+fn open_with(dir: &TempDir, boundary: &Boundary) -> Arc<DB> {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    let families = column_families(&EngineOptions { block_cache_bytes: 4 << 20, memtable_bytes: 1 << 20 });
+    let families = column_families(&EngineOptions { block_cache_bytes: 4 << 20, memtable_bytes: 1 << 20 }, boundary);
     Arc::new(DB::open_cf_descriptors(&options, dir.path(), families).expect("a database"))
 }
 
@@ -152,7 +158,7 @@ fn every_read_at_every_revision_shows_what_was() {
     for seed in 1..=4_u64 {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let db = open(&dir);
-        let data = RegionData::open(Arc::clone(&db), &region());
+        let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut history = History { revision: 1, ..Default::default() };
         let keys = 40;
@@ -172,8 +178,8 @@ fn every_read_at_every_revision_shows_what_was() {
             check(&data, &history, older, &mut random, keys);
         }
         assert_eq!(data.max_applied(), history.revision);
-        let reopened = RegionData::open(Arc::clone(&db), &region());
-        assert_eq!(reopened.max_applied(), history.versions.values().flatten().map(|(at, _)| *at).max().unwrap_or(1));
+        let reopened = RegionData::open(Arc::clone(&db), &region(), Arc::default());
+        assert_eq!(reopened.max_applied(), history.revision);
         // Far from the newest revision reads go through all that has happened since; the seeds share the revisions.
         for revision in (seed as i64..=history.revision).step_by(4) {
             check(&reopened, &history, revision, &mut random, keys);
@@ -184,7 +190,7 @@ fn every_read_at_every_revision_shows_what_was() {
 #[test]
 fn several_transactions_of_one_batch_may_change_the_same_key() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let data = RegionData::open(open(&dir), &region());
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
     let key = user_key(b"k");
     let put = |revision: i64, supersedes, version| TxnEffect {
         subs: Vec::new(),
@@ -211,7 +217,7 @@ fn several_transactions_of_one_batch_may_change_the_same_key() {
 #[test]
 fn a_change_that_contradicts_the_data_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let data = RegionData::open(open(&dir), &region());
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
     let change =
         pb::Change { key: user_key(b"k"), supersedes: 9, create_revision: 2, version: 2, ..Default::default() };
     let txn = TxnEffect { revision: 10, changes: vec![change], subs: Vec::new() };
@@ -223,7 +229,7 @@ fn a_change_that_contradicts_the_data_is_refused_and_leaves_nothing() {
 fn counts_stay_right_while_a_region_is_filled_and_split() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
-    let data = RegionData::open(Arc::clone(&db), &region());
+    let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let key = |n: u64| user_key(format!("k{n:06}").as_bytes());
     let whole = KeyRange { start: user_key(b""), end: Bytes::from_static(b"!") };
     data.build_counts().expect("counted");
@@ -246,7 +252,7 @@ fn counts_stay_right_while_a_region_is_filled_and_split() {
     data.on_region(&left);
     let snapshot = data.snapshot().expect("readable");
     assert_eq!(snapshot.count(&KeyRange { start: whole.start.clone(), end: key(2_500) }, &[]), Ok(2_500));
-    let right = RegionData::open(db, &Region { id: 8, start: key(2_500), ..region() });
+    let right = RegionData::open(db, &Region { id: 8, start: key(2_500), ..region() }, Arc::default());
     assert_eq!(
         right.snapshot().expect("readable").count(&KeyRange { start: key(2_500), end: whole.end }, &[]),
         Ok(3_500)
@@ -257,7 +263,7 @@ fn counts_stay_right_while_a_region_is_filled_and_split() {
 fn changes_since_a_revision_come_in_order_from_memory_and_from_disk() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
-    let data = RegionData::open(Arc::clone(&db), &region());
+    let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let mut random = Random(99);
     let mut history = History { revision: 1, ..Default::default() };
     let mut made = Vec::new();
@@ -267,7 +273,7 @@ fn changes_since_a_revision_come_in_order_from_memory_and_from_disk() {
         made.extend(subs.map(|(sub, change)| (txn.revision, sub as u32, change.key.clone())));
         data.apply(&[txn], WriteBatch::default()).expect("applied");
     }
-    let reopened = RegionData::open(db, &region());
+    let reopened = RegionData::open(db, &region(), Arc::default());
     for data in [&data, &reopened] {
         for after in [0, 1, 20, history.revision] {
             let mut found = Vec::new();

@@ -102,7 +102,7 @@ fn received(dir: &Path, region: &Region) -> SnapshotManifest {
     file.finish().unwrap();
     let bytes = fs::metadata(&path).unwrap().len();
     let crc32 = checksum(&path).unwrap();
-    SnapshotManifest { region: Some(region.clone()), files: vec![SnapshotFile { cf: CF.to_owned(), bytes, crc32 }] }
+    SnapshotManifest { region: Some(region.clone()), files: vec![SnapshotFile { cf: CF.to_owned(), bytes, crc32 }], mark: 0 }
 }
 
 /// The last step of an installation before the crash.

@@ -69,7 +69,7 @@ fn check_moment(data: &RegionData) {
 #[test]
 fn every_moment_is_whole_while_another_thread_applies() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let data = RegionData::open(open(&dir), &region());
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
     data.apply(&[window(2)], WriteBatch::default()).expect("applied");
     let (done, looks) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {

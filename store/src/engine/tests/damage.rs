@@ -5,7 +5,7 @@ use super::*;
 fn scene() -> (TempDir, Arc<DB>, RegionData) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
-    let data = RegionData::open(Arc::clone(&db), &region());
+    let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let put = |revision: i64, supersedes, version| TxnEffect {
         subs: Vec::new(),
         revision,
@@ -73,10 +73,10 @@ fn damaged_events_fail_what_needs_them() {
     data.trim();
     let changes = data.snapshot().expect("readable").changes_after(1, &mut |_| ControlFlow::Continue(()));
     assert!(changes.is_err());
-    // The newest revision is known from the row's key, so opening needs no more.
-    assert_eq!(RegionData::open(Arc::clone(&db), &region()).max_applied(), 3);
+    // The newest revision is known from a row of its own.
+    assert_eq!(RegionData::open(Arc::clone(&db), &region(), Arc::default()).max_applied(), 3);
     overwrite(&db, &StoredKey::EventsMark { region: region().region_id() }, b"short");
-    let opened = RegionData::open(db, &region());
+    let opened = RegionData::open(db, &region(), Arc::default());
     assert!(opened.get_latest(&user_key(b"k")).is_err());
     assert!(opened.snapshot().is_err());
     assert!(opened.apply(&[], WriteBatch::default()).is_err());

@@ -95,7 +95,7 @@ fn keys_with_thirty_versions_and_zero_bytes_are_read_at_every_revision() {
         let names: Vec<Vec<u8>> = NAMES.iter().map(|name| [prefix, name].concat()).collect();
         let dir = tempfile::tempdir().expect("a temporary folder");
         let db = open(&dir);
-        let data = RegionData::open(Arc::clone(&db), &region());
+        let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
         let mut naive = Naive::default();
         naive.history.revision = 1;
         let mut random = Random(0xdeeb + first);
@@ -127,7 +127,7 @@ fn keys_with_thirty_versions_and_zero_bytes_are_read_at_every_revision() {
 #[test]
 fn several_changes_of_a_key_at_one_revision_leave_the_last_and_keep_the_others() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let data = RegionData::open(open(&dir), &region());
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
     let mut naive = Naive::default();
     naive.history.revision = 1;
     let put = Some("put");
@@ -165,7 +165,7 @@ fn reads_far_below_the_newest_revision_agree_whichever_way_they_take() {
     const ROUNDS: usize = 12;
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
-    let data = RegionData::open(Arc::clone(&db), &region());
+    let data = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     data.build_counts().expect("counted");
     let mut naive = Naive::default();
     naive.history.revision = 1;
@@ -192,7 +192,7 @@ fn reads_far_below_the_newest_revision_agree_whichever_way_they_take() {
     }
     data.trim();
     check_all_ways(&data, &naive.history, newest - 50, &ranges);
-    let reopened = RegionData::open(db, &region());
+    let reopened = RegionData::open(db, &region(), Arc::default());
     assert_eq!(reopened.max_applied(), newest);
     for distance in [0, 50, 3_000] {
         check_all_ways(&reopened, &naive.history, newest - distance, &ranges);
@@ -202,7 +202,7 @@ fn reads_far_below_the_newest_revision_agree_whichever_way_they_take() {
 #[test]
 fn deletes_of_whole_ranges_keep_what_they_delete() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let data = RegionData::open(open(&dir), &region());
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
     let mut naive = Naive::default();
     naive.history.revision = 1;
     let names: Vec<Vec<u8>> = (0..200).map(|i| format!("k{i:04}").into_bytes()).collect();

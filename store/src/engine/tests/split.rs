@@ -32,7 +32,7 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
     for counted in [false, true] {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let db = open(&dir);
-        let parent = RegionData::open(Arc::clone(&db), &region());
+        let parent = RegionData::open(Arc::clone(&db), &region(), Arc::default());
         if counted {
             parent.build_counts().expect("counted");
         }
@@ -46,10 +46,10 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
         let (left_region, right_region) = at_20();
         parent.on_region(&left_region);
         let left = parent;
-        let mut right = RegionData::open(Arc::clone(&db), &right_region);
+        let mut right = RegionData::open(Arc::clone(&db), &right_region, Arc::default());
         assert!(right.max_applied() >= left.max_applied(), "what the parent applied counts for the child too");
         // The child was opened, and the process died before it did anything: opening it again finds the same.
-        let again = RegionData::open(Arc::clone(&db), &right_region);
+        let again = RegionData::open(Arc::clone(&db), &right_region, Arc::default());
         assert_eq!(again.max_applied(), right.max_applied());
         if counted {
             right = again;
@@ -71,7 +71,7 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
                 }
             }
         }
-        let reopened = RegionData::open(db, &right_region);
+        let reopened = RegionData::open(db, &right_region, Arc::default());
         for revision in [1, before - 3, before, before + 1, history.revision] {
             check_side(&reopened, &right_region, &history, revision, &mut random);
         }
@@ -82,7 +82,7 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
 fn a_child_says_which_changes_it_does_not_know() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
-    let parent = RegionData::open(Arc::clone(&db), &region());
+    let parent = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let mut random = Random(3);
     let mut history = History { revision: 1, ..Default::default() };
     while history.live(&at_20().1.range(), i64::MAX).is_empty() {
@@ -90,7 +90,7 @@ fn a_child_says_which_changes_it_does_not_know() {
         parent.apply(&[txn], WriteBatch::default()).expect("applied");
     }
     let split_at = parent.max_applied();
-    let child = RegionData::open(Arc::clone(&db), &at_20().1);
+    let child = RegionData::open(Arc::clone(&db), &at_20().1, Arc::default());
     let put = pb::Change { key: key(39), create_revision: split_at + 5, version: 1, ..Default::default() };
     let mut fresh = put.clone();
     fresh.key = user_key(b"k999");
@@ -105,7 +105,7 @@ fn a_child_says_which_changes_it_does_not_know() {
         });
         (complete.expect("readable"), seen)
     };
-    for data in [&child, &RegionData::open(db, &at_20().1)] {
+    for data in [&child, &RegionData::open(db, &at_20().1, Arc::default())] {
         assert_eq!(after(data, split_at - 1), (Completeness::CompleteAbove(split_at), 0));
         assert_eq!(after(data, split_at), (Completeness::Complete, 1));
         assert_eq!(after(data, split_at + 5), (Completeness::Complete, 0));
@@ -116,13 +116,13 @@ fn a_child_says_which_changes_it_does_not_know() {
 fn an_empty_region_knows_everything_there_is() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
-    let parent = RegionData::open(Arc::clone(&db), &region());
+    let parent = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let put = pb::Change { key: key(1), create_revision: 2, version: 1, ..Default::default() };
     parent
         .apply(&[TxnEffect { revision: 2, changes: vec![put], subs: Vec::new() }], WriteBatch::default())
         .expect("applied");
     let (_, right) = at_20();
-    let child = RegionData::open(db, &right);
+    let child = RegionData::open(db, &right, Arc::default());
     assert_eq!(child.max_applied(), 1);
     let snapshot = child.snapshot().expect("readable");
     assert_eq!(snapshot.changes_after(0, &mut |_| ControlFlow::Continue(())), Ok(Completeness::Complete));
@@ -133,8 +133,8 @@ fn the_data_of_a_region_lies_in_its_ranges_and_nowhere_else() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let db = open(&dir);
     let (left_region, right_region) = at_20();
-    let left = RegionData::open(Arc::clone(&db), &left_region);
-    let right = RegionData::open(Arc::clone(&db), &right_region);
+    let left = RegionData::open(Arc::clone(&db), &left_region, Arc::default());
+    let right = RegionData::open(Arc::clone(&db), &right_region, Arc::default());
     let mut random = Random(11);
     let mut history = History { revision: 1, ..Default::default() };
     for _ in 0..60 {
@@ -153,7 +153,7 @@ fn the_data_of_a_region_lies_in_its_ranges_and_nowhere_else() {
         batch.delete_range_cf(family, &lies.start, &lies.end);
         db.write(batch).expect("written");
     }
-    let gone = RegionData::open(Arc::clone(&db), &left_region);
+    let gone = RegionData::open(Arc::clone(&db), &left_region, Arc::default());
     assert_eq!(gone.max_applied(), 1);
     for revision in 1..=history.revision {
         assert_eq!(scanned(&gone.snapshot().expect("readable"), &left_region.range(), revision), []);
@@ -169,7 +169,7 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
     let db = open(&dir);
     let name = |n: u64| user_key(format!("registry/configmaps/namespace-0000/name-{n:03}").as_bytes());
     let side = Region { start: name(100), end: name(300), ..region() };
-    let data = RegionData::open(Arc::clone(&db), &side);
+    let data = RegionData::open(Arc::clone(&db), &side, Arc::default());
     let put = |revision: i64, n: u64, supersedes| TxnEffect {
         subs: Vec::new(),
         revision,
