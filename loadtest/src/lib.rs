@@ -8,6 +8,7 @@
 //! | measure | `workload`, `runner`, `histogram`, `resources`, `report`; `compare` for two systems side by side |
 //! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
+//! | judge transactions | `linear` (strict serializability of everything that is asked) |
 //!
 //! `command` holds one file for each subcommand of the `loadtest` program; everything else is as usable from tests.
 
@@ -21,6 +22,7 @@ pub mod final_state;
 pub mod histogram;
 pub mod history;
 pub mod keys;
+pub mod linear;
 pub mod loader;
 pub mod process;
 pub mod progress;
