@@ -10,6 +10,7 @@ use crate::loader::Loader;
 use crate::session::Policy;
 
 mod compare;
+mod differential;
 mod k8s_load;
 mod k8s_verify;
 mod run;
@@ -33,6 +34,8 @@ enum Command {
     Run(run::Run),
     /// Measure three braid servers side by side with three etcd members
     Compare(compare::Compare),
+    /// Run random programs and compare every answer with a model of etcd's semantics
+    Differential(differential::Differential),
     /// Write steadily, then check that nothing acknowledged was lost; break things meanwhile
     Soak(soak::Soak),
 }
@@ -45,6 +48,7 @@ impl Cli {
             Command::K8sVerify(command) => block_on(command.run()),
             Command::Run(command) => command.run(),
             Command::Compare(command) => command.run(),
+            Command::Differential(command) => block_on(command.run()),
             Command::Soak(command) => block_on(command.run()),
         }
     }

@@ -7,6 +7,7 @@
 //! | read a data set back | `verify` |
 //! | measure | `workload`, `runner`, `histogram`, `resources`, `report`; `compare` for two systems side by side |
 //! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
+//! | compare a server with etcd's semantics | `model` (what must be answered), `differential` (random programs) |
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
 //! | judge transactions | `linear` (strict serializability of everything that is asked) |
 //!
@@ -18,12 +19,14 @@ pub mod cluster;
 pub mod command;
 pub mod compare;
 pub mod dataset;
+pub mod differential;
 pub mod final_state;
 pub mod histogram;
 pub mod history;
 pub mod keys;
 pub mod linear;
 pub mod loader;
+pub mod model;
 pub mod process;
 pub mod progress;
 pub mod random;
