@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod admin;
+pub mod compaction;
 pub mod groups;
 mod layers;
 pub mod roles;

@@ -15,7 +15,6 @@ use braid_proto::etcd::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
-use braid_proto::id::RegionId;
 use braid_proto::pb::region_response;
 use futures::stream::BoxStream;
 use prost::Message;
@@ -76,8 +75,9 @@ impl Kv for KvService {
         Ok(Response::new(answer))
     }
 
-    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
-        Err(compact::not_available())
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        compact::compact(&self.shared, request, &metadata).await.map(Response::new)
     }
 }
 
@@ -87,46 +87,12 @@ fn fits(request: &impl Message, bytes_max: usize) -> Result<(), EtcdStatus> {
 }
 
 /// The error for an answer that does not belong to the question, or is an error itself.
-fn unexpected(answer: region_response::Result) -> Status {
+pub(crate) fn unexpected(answer: region_response::Result) -> Status {
     match answer {
         region_response::Result::Error(error) => error.into(),
         other => {
             tracing::error!(?other, "a store answered another question than it was asked");
             Status::internal("braid: a store answered another question than it was asked")
         }
-    }
-}
-
-/// The error for a write that touches `regions`.
-fn spread(what: &str, plural: &str, regions: &[RegionId]) -> Status {
-    const NAMED: usize = 8;
-    let mut names: Vec<String> = regions.iter().take(NAMED).map(RegionId::to_string).collect();
-    if regions.len() > NAMED {
-        names.push("...".to_owned());
-    }
-    Status::unimplemented(format!(
-        "braid: this {what} touches keys of {} regions ({}); {plural} over several regions are not available in this \
-         version",
-        regions.len(),
-        names.join(", ")
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_error_of_a_spread_write_names_a_few_regions() {
-        let status = spread("delete", "deletes", &[RegionId(7), RegionId(9)]);
-        assert_eq!(
-            status.message(),
-            "braid: this delete touches keys of 2 regions (r7, r9); deletes over several regions are not available in \
-             this version"
-        );
-        let many: Vec<RegionId> = (1..=20).map(RegionId).collect();
-        assert!(
-            spread("delete", "deletes", &many).message().contains("20 regions (r1, r2, r3, r4, r5, r6, r7, r8, ...)")
-        );
     }
 }

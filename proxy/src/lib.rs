@@ -14,6 +14,7 @@
 //! | [`serve`], `front`, `handled`, `in_flight` | the client port: connections, overload, counters |
 //! | `authority` | clients whose `:authority` is none |
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
+//! | `transact` | writes over several regions |
 //! | `presence`, `shared` | the heartbeat, what services share |
 //! | `cluster`, `maintenance`, `admin`, `missing`, `http` | the other services |
 
@@ -27,6 +28,7 @@ pub mod front;
 pub mod in_flight;
 pub mod presence;
 pub mod shared;
+mod transact;
 
 mod admin;
 mod authority;

@@ -53,6 +53,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             regions,
             numbers,
+            placement: Arc::clone(&placement),
             presence: Presence::new(Arc::clone(&placement), &config),
             in_flight: InFlight::new(config.max_in_flight),
             config,

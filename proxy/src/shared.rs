@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_placement_client::Numbers;
+use braid_placement_client::{Numbers, PlacementClient};
 use braid_proto::etcd::etcdserverpb::ResponseHeader;
 use tonic::metadata::MetadataMap;
 
@@ -25,6 +25,8 @@ pub struct Shared {
     pub regions: Arc<Regions>,
     /// The sequencer's client.
     pub numbers: Arc<Numbers>,
+    /// Placement's client.
+    pub placement: Arc<PlacementClient>,
     /// What placement says about proxies and itself.
     pub presence: Presence,
     /// Requests under way.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::compaction::CompactionArgs;
 use super::groups::{ClientArgs, LabelArgs, MemberArgs, ProcessArgs, StorageArgs};
 use super::types::{Key, Url};
 
@@ -16,6 +17,9 @@ pub struct ServerArgs {
     /// The placement member, and the name and address of the store.
     #[command(flatten)]
     pub member: MemberArgs,
+    /// What is compacted without being asked.
+    #[command(flatten)]
+    pub compaction: CompactionArgs,
     /// The proxy.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -36,6 +40,9 @@ pub struct PlacementArgs {
     /// The placement member.
     #[command(flatten)]
     pub member: MemberArgs,
+    /// What is compacted without being asked.
+    #[command(flatten)]
+    pub compaction: CompactionArgs,
 }
 
 /// `braid store`.
@@ -116,6 +123,9 @@ pub struct DevArgs {
     #[arg(long, alias = "initial-split-keys", value_name = "KEYS", value_delimiter = ',')]
     pub split_keys: Vec<Key>,
 
+    /// What is compacted without being asked.
+    #[command(flatten)]
+    pub compaction: CompactionArgs,
     /// The proxy.
     #[command(flatten)]
     pub client: ClientArgs,

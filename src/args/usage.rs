@@ -152,9 +152,6 @@ pub fn foreign_flag(flag: &str) -> Option<&'static str> {
             "braid does not have discovery, because members must know each other before they start; \
              list them in --initial-cluster"
         }
-        "auto-compaction-mode" | "auto-compaction-retention" => {
-            "braid does not have it yet, because it does not compact history yet; drop the flag"
-        }
         "cert-file"
         | "key-file"
         | "client-cert-auth"

@@ -45,6 +45,7 @@ struct OpenStore {
 
 /// Runs until a signal or a failure ends it.
 pub async fn run(args: DevArgs) -> Result<()> {
+    let auto_compaction = args.compaction.mode()?;
     let client_urls = proxy_part::advertised(&args.client)?;
     let cuts = bootstrap::split_keys(args.regions, &args.split_keys, "regions", "split-keys")?;
 
@@ -64,7 +65,7 @@ pub async fn run(args: DevArgs) -> Result<()> {
     let fabric = Arc::new(Fabric::within_process(cluster_id));
     let ports = Ports::bind_any().await.context("cannot listen on the loopback address")?;
     let membership = Membership::alone(cluster_id, NAME, ports.urls().remove(0));
-    let member = Member::open(&membership, begin, folder.part(member::FOLDER)?, &fabric).await?;
+    let member = Member::open(&membership, begin, auto_compaction, folder.part(member::FOLDER)?, &fabric).await?;
     let dev = Dev { args, process, folder, fabric, membership, stores };
     let mut peers = dev.fabric.serve(ports, member.add_to(dev.fabric.routes()), &dev.process);
     let result = dev.serve(&member, client_urls, client_ports, &mut peers).await;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use braid_placement::{MemberConfig, Placement, PlacementConfig};
+use braid_placement::{AutoCompaction, MemberConfig, Placement, PlacementConfig};
 use braid_proto::pb::Domain;
 use braid_proto::service::NumberService;
 use bytes::Bytes;
@@ -60,7 +60,13 @@ pub struct Member {
 
 impl Member {
     /// Opens the member of `membership` that this process is.
-    pub async fn open(membership: &Membership, begin: Begin, dir: PathBuf, fabric: &Arc<Fabric>) -> Result<Self> {
+    pub async fn open(
+        membership: &Membership,
+        begin: Begin,
+        auto_compaction: AutoCompaction,
+        dir: PathBuf,
+        fabric: &Arc<Fabric>,
+    ) -> Result<Self> {
         let id = membership.me().id;
         for member in membership.members.iter().filter(|member| member.id != id) {
             fabric.addresses.set(Domain::Placement, member.id, &member.url.addr);
@@ -77,6 +83,7 @@ impl Member {
             members: members.collect(),
             replicas: begin.replicas,
             split_keys: begin.cuts,
+            auto_compaction,
         };
         let placement = Placement::open(config, fabric.transport()).await?;
         fabric.registry.register(Domain::Placement, id, placement.inbound());

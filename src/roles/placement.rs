@@ -17,6 +17,7 @@ use crate::listen::Ports;
 pub async fn run(args: PlacementArgs) -> Result<()> {
     let membership = Membership::of(&args.member)?;
     let begin = Begin::of(&args.member.bootstrap, None)?;
+    let auto_compaction = args.compaction.mode()?;
     let path = member::data_dir(&args.member)?;
 
     let process = Process::begin(&args.process)?;
@@ -33,7 +34,7 @@ pub async fn run(args: PlacementArgs) -> Result<()> {
     })?;
 
     let fabric = Arc::new(Fabric::new(membership.cluster_id));
-    let member = Member::open(&membership, begin, folder.part(member::FOLDER)?, &fabric).await?;
+    let member = Member::open(&membership, begin, auto_compaction, folder.part(member::FOLDER)?, &fabric).await?;
     let mut peers = fabric.serve(ports, member.add_to(fabric.routes()), &process);
     process.set_ready();
     let result = tokio::select! {

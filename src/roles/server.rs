@@ -36,6 +36,7 @@ struct Server {
 pub async fn run(args: ServerArgs) -> Result<()> {
     let membership = Membership::of(&args.member)?;
     let begin = Begin::of(&args.member.bootstrap, Some(membership.members.len()))?;
+    let auto_compaction = args.compaction.mode()?;
     let client_urls = proxy_part::advertised(&args.client)?;
     let path = member::data_dir(&args.member)?;
 
@@ -49,7 +50,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let fabric = Arc::new(Fabric::new(membership.cluster_id));
     let dir = folder.part(member::FOLDER)?;
     let mut server = Server { args, membership, client_urls, process, folder, fabric, store: LateStore::default() };
-    let member = Member::open(&server.membership, begin, dir, &server.fabric).await?;
+    let member = Member::open(&server.membership, begin, auto_compaction, dir, &server.fabric).await?;
     let routes = member.add_to(server.fabric.routes()).add_service(server.store.clone());
     let mut peers = server.fabric.serve(peer_ports, routes, &server.process);
     let result = server.serve(&member, client_ports, &mut peers).await;

@@ -25,6 +25,7 @@ mod boundary;
 mod changes;
 mod counts;
 mod key;
+mod locks;
 mod options;
 mod point;
 mod recent;

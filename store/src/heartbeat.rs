@@ -72,6 +72,7 @@ impl Heartbeat {
             stats: Some(stats),
             leaders,
             full,
+            dropped_below: 0,
         };
         match self.placement.store_heartbeat(request, tokio::time::Instant::now() + PATIENCE).await {
             Ok(answer) => {

@@ -11,8 +11,10 @@
 //! Deliberately absent: routing (the proxy's), the choice of stores (placement's), client headers (the proxy's).
 
 pub mod engine;
+mod frontier;
 mod heartbeat;
 mod machine;
+mod multi;
 mod orders;
 mod read;
 mod region;

@@ -68,7 +68,7 @@ impl Orders {
         if let Err(invalid) = check_split(&current, &request) {
             return SplitRegionResponse { invalid, ..Default::default() };
         }
-        let term = match self.barrier(&region, request.epoch).await {
+        let term = match self.barrier(&region, request.epoch, true).await {
             Ok(term) => term,
             Err(refusal) => return SplitRegionResponse { refusal: Some(refusal), ..Default::default() },
         };
@@ -110,7 +110,7 @@ impl Orders {
         if target == self.store_id && region.with(|pipeline, _| pipeline.leading()).is_some() {
             return TransferLeaderResponse::default();
         }
-        let term = match self.barrier(&region, request.epoch).await {
+        let term = match self.barrier(&region, request.epoch, false).await {
             Ok(term) => term,
             Err(refusal) => return TransferLeaderResponse { refusal: Some(refusal), ..Default::default() },
         };
@@ -149,15 +149,21 @@ impl Orders {
         }
     }
 
-    /// Stops the region's writes and waits until nothing is in flight. Returns the term the change may be made in.
-    async fn barrier(&self, region: &RegionPeer, epoch: Option<braid_proto::pb::RegionEpoch>) -> Result<Term, Refusal> {
+    /// Stops the region's writes and waits until nothing is in flight, and, if `unlocked`, nothing locked: then no lock
+    /// is ever cut in two (rule S3). Returns the term the change may be made in.
+    async fn barrier(
+        &self,
+        region: &RegionPeer,
+        epoch: Option<braid_proto::pb::RegionEpoch>,
+        unlocked: bool,
+    ) -> Result<Term, Refusal> {
         let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
             return Err(region.with(|pipeline, _| pipeline.not_leader()));
         };
         if epoch != region.handle().region().epoch {
             return Err(region.with(|pipeline, _| pipeline.epoch_mismatch()));
         }
-        match tokio::time::timeout(PATIENCE, region.drain()).await {
+        match tokio::time::timeout(PATIENCE, region.drain(unlocked)).await {
             Ok(true) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok(term),
             Ok(true) => {
                 region.release();

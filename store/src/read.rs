@@ -1,29 +1,37 @@
 //! Reads of one region (rules Q1, Q2).
 //!
 //! 1. Take a bound R after the request has arrived, unless the caller brought one for a read over many regions.
-//! 2. Note which in-flight writes at or below R touch the range, and wait until they are applied.
+//! 2. Note which in-flight writes at or below R touch the range, and wait until they are applied. What a transaction over
+//!    several regions holds is waited for too, or its primary is asked whether it may have happened at or below R.
 //! 3. Read at R (or at the older revision the client named).
 //! 4. Check that compaction has not overtaken R meanwhile; if it has, and the client named no revision, begin again with a
 //!    new R (rule Q5).
 //! 5. Check the lease of the term in which all that happened; without a lease, ask a quorum.
 //!
-//! A serializable read takes none of these steps: it answers what this replica has applied.
+//! A serializable read takes none of these steps: it answers at the frontier of this replica ([`crate::frontier`]).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response};
-use braid_store_core::pipeline::timed_out;
+use braid_store_core::pipeline::{Blocker, timed_out};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::engine::Unread;
+use crate::frontier;
+use crate::multi;
 use crate::region::{RegionPeer, etcd_error, refusal};
 
 /// Keys a read may return before it moves off the thread that serves connections.
 const INLINE_KEYS_MAX: i64 = 256;
+
+/// How long a read waits for a lock to go before it asks the primary: most are gone by then.
+const LOCK_PATIENCE: Duration = Duration::from_millis(10);
 
 /// Serves one read.
 pub async fn read(region: Arc<RegionPeer>, request: ReadRequest, epoch: RegionEpoch) -> RegionResponse {
@@ -37,8 +45,8 @@ pub async fn read(region: Arc<RegionPeer>, request: ReadRequest, epoch: RegionEp
     if let Some(refused) = wrong_region(&region, &span, epoch) {
         return refused;
     }
-    if range.serializable && read_at == 0 {
-        return serializable(region, range, span).await;
+    if range.serializable {
+        return serializable(region, range, read_at, span).await;
     }
     loop {
         match linearizable(&region, &range, read_at, &span, epoch).await {
@@ -88,7 +96,7 @@ async fn linearizable(
     if range.revision > 0 && range.revision < compacted.max(region.data().boundary()) {
         return Answer::Overtaken;
     }
-    if !in_flight_applied(region, span, revision, term).await {
+    if !out_of_the_way(region, span, revision, term).await {
         return region.refuse_not_leader().into();
     }
     if let Some(refused) = wrong_region(region, span, epoch) {
@@ -116,38 +124,68 @@ async fn bound(region: &RegionPeer) -> Result<(i64, i64), RegionResponse> {
     }
 }
 
-/// False: leadership was lost.
-async fn in_flight_applied(region: &RegionPeer, span: &KeyRange, revision: i64, term: Term) -> bool {
-    let waiting = region.with(|pipeline, effects| {
-        if pipeline.leading() != Some(term) {
-            return Err(());
+/// Waits until nothing that may have happened at or below `revision` is under way in `span`. False: leadership was lost.
+///
+/// What is in flight and what is locked are noted at one moment. Without a lock that is all: whatever comes later has a
+/// greater revision. A lock that goes may leave something in flight that was not noted, so after one all is noted again;
+/// locks that come later have a floor that is not below the revision, so this ends.
+async fn out_of_the_way(region: &Arc<RegionPeer>, span: &KeyRange, revision: i64, term: Term) -> bool {
+    loop {
+        let noted = region.with(|pipeline, effects| {
+            if pipeline.leading() != Some(term) {
+                return Err(());
+            }
+            let locked = pipeline.locked(span, revision);
+            let (tell, told) = oneshot::channel();
+            match (&locked, pipeline.in_flight(span, revision)) {
+                (None, None) => return Ok(None),
+                (Some(Blocker::InFlight(seq)), _) => pipeline.wait_applied(*seq, tell, effects),
+                (None, Some(seq)) => pipeline.wait_applied(seq, tell, effects),
+                (Some(Blocker::Lock { token, .. }), _) => pipeline.wait_unlocked(*token, tell, effects),
+            }
+            Ok(Some((locked, told)))
+        });
+        let (locked, told) = match noted {
+            Err(()) => return false,
+            Ok(None) => return true,
+            Ok(Some(waiting)) => waiting,
+        };
+        match locked {
+            None => return told.await.unwrap_or(false),
+            Some(Blocker::InFlight(_)) => {
+                if !told.await.unwrap_or(false) {
+                    return false;
+                }
+            }
+            Some(Blocker::Lock { token, txn, primary }) => match timeout(LOCK_PATIENCE, told).await {
+                Ok(Ok(true)) => {}
+                Ok(_) => return false,
+                Err(_) => multi::ask(region, multi::Question { token, txn, primary, read_at: revision }).await,
+            },
         }
-        let Some(seq) = pipeline.in_flight(span, revision) else { return Ok(None) };
-        let (tell, told) = oneshot::channel();
-        pipeline.wait_applied(seq, tell, effects);
-        Ok(Some(told))
-    });
-    match waiting {
-        Err(()) => false,
-        Ok(None) => true,
-        Ok(Some(told)) => told.await.unwrap_or(false),
     }
 }
 
-async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, span: KeyRange) -> RegionResponse {
+async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64, span: KeyRange) -> RegionResponse {
     loop {
-        let applied = region.data().max_applied();
-        if range.revision > applied {
+        let applied = frontier::here(&region);
+        let asked = range.revision.max(read_at);
+        if asked > applied {
+            // Who asked goes on to the leader before the client hears this.
             return etcd_error(error::FUTURE_REVISION);
         }
         if range.revision > 0 && range.revision < region.data().boundary() {
             return etcd_error(error::COMPACTED);
         }
-        let revision = if range.revision > 0 { range.revision } else { applied };
+        let revision = match range.revision {
+            named if named > 0 => named,
+            _ if read_at > 0 => read_at,
+            _ => applied,
+        };
         match collect(&region, &range, &span, revision, applied).await {
             Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
             Err(Answer::Done(refused)) => return refused,
-            Err(Answer::Overtaken) if range.revision > 0 => return etcd_error(error::COMPACTED),
+            Err(Answer::Overtaken) if asked > 0 => return etcd_error(error::COMPACTED),
             // Only if more was applied since: the next one reads that.
             Err(Answer::Overtaken) => {}
         }
@@ -186,16 +224,5 @@ async fn collect(
 
 /// The answer, if this peer still leads `term` (rule Q2: lease and term last).
 async fn judged(region: &RegionPeer, term: Term, answer: RangeResponse) -> RegionResponse {
-    let answer = RegionResponse { result: Some(region_response::Result::Range(answer)) };
-    if region.handle().lease(term) {
-        return answer;
-    }
-    metrics::counter!("braid_read_index_total").increment(1);
-    let (tell, told) = oneshot::channel();
-    region.handle().confirm_leadership(term, Box::new(move |leads| _ = tell.send(leads)));
-    match told.await {
-        Ok(true) => answer,
-        Ok(false) => region.refuse_not_leader(),
-        Err(_) => refusal(timed_out("leadership could not be confirmed")),
-    }
+    region.judged(term, region_response::Result::Range(answer)).await
 }

@@ -12,8 +12,11 @@ use braid_placement_client::{NumberError, Numbers};
 use braid_proto::error;
 use braid_proto::id::{RegionId, Term};
 use braid_proto::pb::{Peer, Region, RegionEntry, RegionResponse, region_response};
+use braid_store_client::Regions as Cluster;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
-use braid_store_core::pipeline::{BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, timed_out};
+use braid_store_core::pipeline::{
+    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Work, timed_out,
+};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
@@ -22,6 +25,8 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::engine::{Boundary, RegionData};
+use crate::frontier::Promise;
+use crate::multi;
 use crate::space::Space;
 
 /// Where an answer goes. A caller that went away is no error.
@@ -43,6 +48,8 @@ pub struct Shared {
     pub space: Arc<Space>,
     /// Below it history may be gone.
     pub boundary: Arc<Boundary>,
+    /// This process's way to all regions.
+    pub cluster: Arc<Cluster>,
 }
 
 /// One region peer of this store.
@@ -55,6 +62,8 @@ pub struct RegionPeer {
     drained: Mutex<Option<oneshot::Sender<bool>>>,
     /// Set when the data could not be read: the peer refuses everything from then on.
     damaged: AtomicBool,
+    /// The leader's last word on how far this region is.
+    promise: Promise,
     me: std::sync::Weak<RegionPeer>,
 }
 
@@ -69,6 +78,7 @@ impl RegionPeer {
             shared,
             drained: Mutex::new(None),
             damaged: AtomicBool::new(false),
+            promise: Promise::default(),
             me: me.clone(),
         })
     }
@@ -95,13 +105,31 @@ impl RegionPeer {
 
     /// Takes a write or transaction; `reply` gets the answer, whatever happens.
     pub fn write(&self, request: Request, epoch: braid_proto::pb::RegionEpoch, span_ok: bool, reply: Reply) {
-        if self.damaged.load(Ordering::Acquire) {
-            return answer(reply, error::CORRUPT);
-        }
         if request.puts() && !self.shared.space.writable() {
             return answer(reply, error::NO_SPACE);
         }
-        self.with(|pipeline, effects| pipeline.submit(reply, request, epoch, span_ok, effects));
+        self.work(Work::Evaluate(request), epoch, span_ok, reply);
+    }
+
+    /// Takes work of any kind; `reply` gets the answer, whatever happens.
+    pub fn work(&self, work: Work, epoch: braid_proto::pb::RegionEpoch, span_ok: bool, reply: Reply) {
+        if self.damaged.load(Ordering::Acquire) {
+            return answer(reply, error::CORRUPT);
+        }
+        self.with(|pipeline, effects| pipeline.submit(reply, work, epoch, span_ok, effects));
+    }
+
+    /// What its leader said last about how far the region is.
+    pub fn promise(&self) -> &Promise {
+        &self.promise
+    }
+
+    /// Lets time go on for the locks of transactions over several regions.
+    pub fn tick(&self) {
+        let any = self.pipeline.lock().has_locks();
+        if any {
+            self.with(Pipeline::tick);
+        }
     }
 
     /// Runs `event` on the pipeline, lets it go on, and carries out what follows.
@@ -127,12 +155,12 @@ impl RegionPeer {
         result
     }
 
-    /// Stops evaluation and waits until nothing is in flight (rule S1). False: another barrier stands or leadership is
-    /// lost. After true, [`Self::release`] must follow.
-    pub async fn drain(&self) -> bool {
+    /// Stops evaluation and waits until nothing is in flight (rule S1), and, if `unlocked`, until nothing is locked.
+    /// False: another barrier stands or leadership is lost. After true, [`Self::release`] must follow.
+    pub async fn drain(&self, unlocked: bool) -> bool {
         let (tell, told) = oneshot::channel();
         let begun = self.with(|pipeline, _| {
-            let begun = pipeline.begin_barrier();
+            let begun = pipeline.begin_barrier(unlocked);
             if begun {
                 *self.drained.lock() = Some(tell);
             }
@@ -178,6 +206,18 @@ impl RegionPeer {
             Effect::Judge { to, term, answer } => self.judge(to, term, answer),
             Effect::Reply { to, answer } => _ = to.send(answer),
             Effect::Wake { reader, applied } => _ = reader.send(applied),
+            Effect::Carry { token, txn, revision, share } => {
+                let carry = multi::carry(self.me.clone(), token, txn, revision, share);
+                self.shared.runtime.spawn(carry);
+            }
+            Effect::Ask { token, txn, primary } => {
+                let (me, ask) = (self.me.clone(), multi::Question { token, txn, primary, read_at: 0 });
+                self.shared.runtime.spawn(async move {
+                    if let Some(region) = me.upgrade() {
+                        multi::ask(&region, ask).await;
+                    }
+                });
+            }
             Effect::Drained => {
                 if let Some(tell) = self.drained.lock().take() {
                     _ = tell.send(true);
@@ -222,6 +262,13 @@ impl RegionPeer {
         self.handle.confirm_leadership(term, done);
     }
 
+    /// The answer, if this peer still leads `term`: what it rests on was sampled before (rule Q2: lease and term last).
+    pub async fn judged(&self, term: Term, answer: region_response::Result) -> RegionResponse {
+        let (to, judged) = oneshot::channel();
+        self.judge(to, term, RegionResponse { result: Some(answer) });
+        judged.await.unwrap_or_else(|_| refusal(timed_out("leadership could not be confirmed")))
+    }
+
     /// The refusal of a peer that does not lead.
     pub fn refuse_not_leader(&self) -> RegionResponse {
         let leader = self.handle.leader();
@@ -248,6 +295,7 @@ impl RegionPeer {
 impl RegionMachine for RegionPeer {
     fn apply(&self, entries: &[Entry], batch: WriteBatch) {
         let mut txns = Vec::with_capacity(entries.len());
+        let mut locks = Vec::new();
         for entry in entries {
             let decoded = RegionEntry::decode(entry.data.clone()).unwrap_or_else(|e| {
                 panic!("{} index {}: a committed entry does not decode: {e}", self.id(), entry.index)
@@ -257,16 +305,19 @@ impl RegionMachine for RegionPeer {
                 continue;
             }
             txns.extend(decoded.txns);
+            locks.extend(decoded.locks);
         }
         // Going on without these changes would leave this replica different from the others for ever: the host ends the
         // process, and the start after it replays the entries.
-        if let Err(damage) = self.data.apply(&txns, batch) {
+        if let Err(damage) = self.data.apply(&txns, &locks, batch) {
             panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries));
         }
     }
 
     fn on_leader(&self, term: Term) {
-        self.with(|pipeline, _| pipeline.on_leader(term));
+        // On the apply thread: nothing is applied meanwhile.
+        let locks = self.data.locks();
+        self.with(|pipeline, effects| pipeline.on_leader(term, locks, effects));
     }
 
     fn on_follower(&self, term: Term, leader: Option<Peer>) {

@@ -2,28 +2,32 @@
 
 use std::sync::Arc;
 
+use braid_proto::error;
 use braid_proto::id::{ClusterId, RegionId, StoreId};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    CreateRegionsRequest, CreateRegionsResponse, Refusal, RegionNotFound, RegionRequest, RegionResponse, RequestFrame,
-    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
+    CreateRegionsRequest, CreateRegionsResponse, Refusal, RegionEpoch, RegionNotFound, RegionRequest, RegionResponse,
+    RequestFrame, ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
     TransferLeaderResponse, refusal, region_request,
 };
 use braid_proto::service::{BoxFuture, RegionService};
 use braid_proto::span::txn_within;
 use braid_store_core::eval::Request;
-use braid_store_core::pipeline::busy;
+use braid_store_core::pipeline::{Work, busy};
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
+use crate::frontier;
 use crate::machine::Regions;
+use crate::multi;
 use crate::orders;
 use crate::read;
-use crate::region::{RegionPeer, refusal};
+use crate::region::{RegionPeer, etcd_error, refusal};
 
 /// Requests of one connection that may be under way; beyond it they are refused as busy.
 const IN_FLIGHT_MAX: usize = 16_384;
@@ -53,12 +57,39 @@ impl RegionService for LocalRegions {
             Some(region_request::Op::Put(put)) => write(&region, epoch, Request::Put(put)),
             Some(region_request::Op::DeleteRange(delete)) => write(&region, epoch, Request::DeleteRange(delete)),
             Some(region_request::Op::Txn(txn)) => write(&region, epoch, Request::Txn(txn)),
-            Some(_) | None => ready(refusal(busy("the request names no operation this version knows"))),
+            Some(region_request::Op::Lock(lock)) => {
+                let key_ranges = lock.ranges.iter().map(|range| (&range.start, &range.end));
+                let reads = lock.reads.iter().map(|read| (&read.start, &read.end));
+                let range = region.handle().region().range();
+                let within = |(start, end): (&Bytes, &Bytes)| {
+                    range.contains_range(&KeyRange { start: start.clone(), end: end.clone() })
+                };
+                let span_ok = key_ranges.chain(reads).all(within);
+                if lock.puts && !region.shared().space.writable() {
+                    return ready(etcd_error(error::NO_SPACE));
+                }
+                work(&region, epoch, Work::Lock(lock), span_ok)
+            }
+            Some(region_request::Op::Decide(decide)) => {
+                let span_ok = decide.shares.first().is_some_and(|own| holds(&region, &own.key));
+                work(&region, epoch, Work::Decide(decide), span_ok)
+            }
+            Some(region_request::Op::Release(release)) => {
+                work(&region, epoch, Work::Release(release.txn.unwrap_or_default()), true)
+            }
+            Some(region_request::Op::Commit(commit)) => {
+                let span_ok = commit.share.as_ref().is_some_and(|share| holds(&region, &share.key));
+                work(&region, epoch, Work::Commit(commit), span_ok)
+            }
+            Some(region_request::Op::Outcome(question)) => Box::pin(multi::outcome(region, question, epoch)),
+            Some(region_request::Op::Hold(hold)) => Box::pin(multi::hold(region, hold, epoch)),
+            Some(region_request::Op::Frontier(request)) => Box::pin(frontier::serve(region, request, epoch)),
+            None => ready(refusal(busy("the request names no operation this version knows"))),
         }
     }
 }
 
-fn write(region: &RegionPeer, epoch: braid_proto::pb::RegionEpoch, request: Request) -> BoxFuture<RegionResponse> {
+fn write(region: &RegionPeer, epoch: RegionEpoch, request: Request) -> BoxFuture<RegionResponse> {
     let range = region.handle().region().range();
     let span_ok = match &request {
         Request::Put(put) => range.contains_range(&KeyRange::user(&put.key, b"")),
@@ -68,6 +99,16 @@ fn write(region: &RegionPeer, epoch: braid_proto::pb::RegionEpoch, request: Requ
     let (reply, answer) = oneshot::channel();
     region.write(request, epoch, span_ok, reply);
     Box::pin(async move { answer.await.unwrap_or_else(|_| refusal(unanswered())) })
+}
+
+fn work(region: &RegionPeer, epoch: RegionEpoch, work: Work, span_ok: bool) -> BoxFuture<RegionResponse> {
+    let (reply, answer) = oneshot::channel();
+    region.work(work, epoch, span_ok, reply);
+    Box::pin(async move { answer.await.unwrap_or_else(|_| refusal(unanswered())) })
+}
+
+fn holds(region: &RegionPeer, key: &[u8]) -> bool {
+    region.handle().region().range().contains(key)
 }
 
 /// The region's peer went away with the request in hand: nobody can tell any more.

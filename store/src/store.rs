@@ -11,6 +11,7 @@ use braid_placement_client::{ClientError, Numbers, PlacementClient};
 use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::pb::{Domain, RegisterStoreRequest};
 use braid_proto::service::RegionService;
+use braid_store_client::Regions as Cluster;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use crate::engine::{Boundary, EngineOptions};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
+use crate::multi;
 use crate::orders::Orders;
 use crate::region::Shared;
 use crate::service::{LocalRegions, RegionStoreService};
@@ -100,8 +102,10 @@ pub struct Store {
     regions: Arc<Regions>,
     local: Arc<LocalRegions>,
     orders: Arc<Orders>,
+    cluster: Arc<Cluster>,
     stop: watch::Sender<bool>,
     heartbeat: JoinHandle<()>,
+    ticker: JoinHandle<()>,
 }
 
 impl Store {
@@ -114,13 +118,14 @@ impl Store {
         config: StoreConfig,
         placement: Arc<PlacementClient>,
         numbers: Arc<Numbers>,
-        cluster: Arc<braid_store_client::Regions>,
+        cluster: Arc<Cluster>,
         transport: Arc<dyn Transport>,
         addresses: AddressBook,
     ) -> Result<Self, OpenError> {
         let space = Arc::new(Space::new(config.dir.clone(), config.space));
         let boundary = Arc::new(Boundary::default());
-        let shared = Arc::new(Shared { numbers, runtime: Handle::current(), space, boundary });
+        let way = Arc::clone(&cluster);
+        let shared = Arc::new(Shared { numbers, runtime: Handle::current(), space, boundary, cluster: way });
         let engine =
             EngineOptions { block_cache_bytes: config.block_cache_bytes, memtable_bytes: config.memtable_bytes };
         let regions = Arc::new(Regions::new(Arc::clone(&shared), engine));
@@ -141,8 +146,9 @@ impl Store {
             placement,
             addresses,
         };
+        let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
         let heartbeat = tokio::spawn(heartbeat.run(stopped));
-        Ok(Self { config, host, regions, local, orders, stop, heartbeat })
+        Ok(Self { config, host, regions, local, orders, cluster, stop, heartbeat, ticker })
     }
 
     /// Its id.
@@ -192,6 +198,8 @@ impl Store {
     pub async fn close(self) {
         _ = self.stop.send(true);
         _ = self.heartbeat.await;
+        _ = self.ticker.await;
+        self.cluster.remove_local(self.config.store_id);
         let host = self.host;
         if let Err(error) = tokio::task::spawn_blocking(move || host.shutdown()).await {
             tracing::error!(%error, "the store's host did not stop cleanly");

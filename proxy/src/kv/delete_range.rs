@@ -1,13 +1,17 @@
-//! DeleteRange inside one region. An empty range deletes nothing, at the current revision, and asks no region.
+//! DeleteRange: inside one region the region does it all, otherwise it is a transaction. An empty range deletes nothing, at the current revision, and asks no region.
+
+use std::sync::Arc;
 
 use braid_proto::check;
 use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, ResponseHeader};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{region_request, region_response};
+use braid_store_core::eval::Request;
 use tonic::Status;
 
-use super::{fits, spread, unexpected};
+use super::{fits, unexpected};
 use crate::shared::Shared;
+use crate::transact;
 use braid_store_client::bound;
 use braid_store_client::deadline::Patience;
 use braid_store_client::regions::{Ask, NoAnswer};
@@ -16,9 +20,9 @@ use braid_store_client::retry::Kind;
 /// Serves a DeleteRange.
 ///
 /// # Errors
-/// What etcd would answer, or that the range lies in several regions.
+/// What etcd would answer.
 pub async fn delete_range(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     request: DeleteRangeRequest,
     patience: Patience,
 ) -> Result<DeleteRangeResponse, Status> {
@@ -38,9 +42,8 @@ pub async fn delete_range(
         Ok(other) => Err(unexpected(other)),
         Err(NoAnswer::Failed(status)) => Err(status),
         Err(NoAnswer::Spread) => {
-            let pieces = shared.regions.pieces(&span, patience).await?;
-            let regions: Vec<_> = pieces.iter().map(|(route, _)| route.region).collect();
-            Err(spread("delete", "deletes", &regions))
+            let region_request::Op::DeleteRange(request) = op else { unreachable!("built above") };
+            transact::delete(shared, Request::DeleteRange(request), patience).await
         }
     }
 }

@@ -89,7 +89,7 @@ async fn at_a_bound(
 }
 
 /// Whether a read at a bound has lost its history to a compaction, though the client named no revision.
-pub(super) fn overtaken(status: &Status, asked: i64) -> bool {
+pub(crate) fn overtaken(status: &Status, asked: i64) -> bool {
     asked <= 0 && status.code() == Code::OutOfRange && status.message() == error::COMPACTED.message
 }
 
@@ -97,7 +97,7 @@ pub(super) fn overtaken(status: &Status, asked: i64) -> bool {
 ///
 /// # Errors
 /// The revision is not there (yet, any more), or a region did not answer in time.
-pub(super) async fn snapshot(
+pub(crate) async fn snapshot(
     shared: &Shared,
     request: &RangeRequest,
     span: &KeyRange,
@@ -240,7 +240,7 @@ async fn ask_one(
 }
 
 /// etcd's (key, range_end) of internal keys; the opposite of [`KeyRange::user`]. Never called for a single key.
-pub(super) fn user_range(span: &KeyRange) -> (Bytes, Bytes) {
+pub(crate) fn user_range(span: &KeyRange) -> (Bytes, Bytes) {
     let key = strip_user(&span.start).unwrap_or_default();
     let range_end = match span.end[..] {
         [TAG_USER, ..] => span.end.slice(1..),

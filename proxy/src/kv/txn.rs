@@ -1,11 +1,11 @@
 //! Txn: inside one region the region does it all.
 //!
-//! Over several regions only the simplest kind is served: no compares, and only ranges in the branch that runs. It is a
-//! set of reads of one snapshot. Everything else over several regions is refused with a text that names the regions.
+//! Over several regions the simplest kind, without compares and with nothing but ranges in the branch that runs, is a set
+//! of reads of one snapshot. Everything else is [`crate::transact`]'s.
 //! A transaction that touches no key at all is a question for the current revision, which any region answers.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use braid_proto::check;
 use braid_proto::error;
@@ -15,12 +15,14 @@ use braid_proto::etcd::etcdserverpb::{
 use braid_proto::key::{KeyRange, TAG_USER};
 use braid_proto::pb::{region_request, region_response};
 use braid_proto::span::{txn_spans, txn_within};
+use braid_store_core::eval::Request;
 use bytes::Bytes;
 use tonic::Status;
 
 use super::range::{overtaken, snapshot};
-use super::{fits, spread, unexpected};
+use super::{fits, unexpected};
 use crate::shared::Shared;
+use crate::transact;
 use braid_store_client::bound::{self, Bound};
 use braid_store_client::deadline::Patience;
 use braid_store_client::regions::{Ask, NoAnswer};
@@ -29,8 +31,8 @@ use braid_store_client::retry::{self, Kind};
 /// Serves a Txn.
 ///
 /// # Errors
-/// What etcd would answer, or that the transaction touches several regions.
-pub async fn txn(shared: &Shared, request: TxnRequest, patience: Patience) -> Result<TxnResponse, Status> {
+/// What etcd would answer.
+pub async fn txn(shared: &Arc<Shared>, request: TxnRequest, patience: Patience) -> Result<TxnResponse, Status> {
     check::txn(&request, shared.config.max_txn_ops)?;
     fits(&request, shared.config.max_request_bytes)?;
     let anchor = first_key(&request).unwrap_or(Bytes::from_static(&[TAG_USER]));
@@ -44,7 +46,13 @@ pub async fn txn(shared: &Shared, request: TxnRequest, patience: Patience) -> Re
         Err(NoAnswer::Failed(status)) => Err(status),
         Err(NoAnswer::Spread) => match reads(request) {
             Some(reads) => at_a_bound(shared, &reads, patience).await,
-            None => Err(refused(shared, request, patience).await?),
+            None => {
+                let region_request::Op::Txn(request) = op else { unreachable!("built above") };
+                match transact::run(shared, Request::Txn(request), patience).await? {
+                    region_response::Result::Txn(answer) => Ok(answer),
+                    other => Err(unexpected(other)),
+                }
+            }
         },
     }
 }
@@ -130,20 +138,4 @@ async fn read_all(
 
 fn header(bound: Bound) -> Option<ResponseHeader> {
     Some(ResponseHeader { revision: bound.revision, ..Default::default() })
-}
-
-/// The refusal of a transaction over several regions.
-async fn refused(shared: &Shared, txn: &TxnRequest, patience: Patience) -> Result<Status, Status> {
-    let mut spans = Vec::new();
-    _ = txn_spans(txn, &mut |span| {
-        spans.push(span);
-        ControlFlow::Continue(())
-    });
-    let mut regions = BTreeSet::new();
-    for span in spans {
-        let pieces = shared.regions.pieces(&span, patience).await?;
-        regions.extend(pieces.iter().map(|(route, _)| route.region));
-    }
-    let regions: Vec<_> = regions.into_iter().collect();
-    Ok(spread("transaction", "transactions", &regions))
 }

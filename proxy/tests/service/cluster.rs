@@ -182,6 +182,20 @@ impl Placement for FakePlacement {
         Err(Status::unimplemented("not for proxies"))
     }
 
+    async fn compact(&self, request: Request<CompactRequest>) -> Result<Response<CompactResponse>, Status> {
+        let error = self.world.compact(request.into_inner().revision).err().map(Into::into);
+        let (revision, _) = self.world.bound();
+        Ok(Response::new(CompactResponse { header: self.header(), revision, error }))
+    }
+
+    async fn await_dropped(
+        &self,
+        request: Request<AwaitDroppedRequest>,
+    ) -> Result<Response<AwaitDroppedResponse>, Status> {
+        self.world.dropped(request.into_inner().revision).await;
+        Ok(Response::new(AwaitDroppedResponse { header: self.header() }))
+    }
+
     async fn get_status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Err(Status::unimplemented("not for proxies"))
     }

@@ -1,5 +1,7 @@
 //! Puts, deletes and transactions, and the errors of requests that cannot be served.
 
+use std::time::Duration;
+
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::{
     CompactionRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, response_op,
@@ -188,9 +190,37 @@ async fn a_stores_own_errors_pass_unchanged() {
 }
 
 #[tokio::test]
-async fn compaction_says_that_it_is_not_there() {
+async fn compactions_are_placements_to_judge() {
     let cluster = Cluster::local(&[]).await;
     let mut client = cluster.client().await;
-    let answer = client.kv.compact(CompactionRequest { revision: 1, physical: false }).await;
-    fails(answer, Code::Unimplemented, "braid: compaction is not available in this version");
+    client.put("a", "1").await.expect("served");
+    client.put("a", "2").await.expect("served");
+    let logical = |revision| CompactionRequest { revision, physical: false };
+    fails_as(client.kv.compact(logical(4)).await, error::FUTURE_REVISION);
+    let header = client.kv.compact(logical(2)).await.expect("compacted").into_inner().header.expect("a header");
+    assert_eq!((header.revision, header.cluster_id, header.member_id), (3, CLUSTER.0, MEMBER));
+    fails_as(client.kv.compact(logical(2)).await, error::COMPACTED);
+}
+
+#[tokio::test]
+async fn a_physical_compaction_waits_for_the_disks_as_long_as_its_client() {
+    let cluster = Cluster::impatient(Duration::from_millis(300)).await;
+    let mut client = cluster.client().await;
+    client.put("a", "1").await.expect("served");
+    let physical = || CompactionRequest { revision: 2, physical: true };
+    let mut compacting = tokio::spawn({
+        let mut client = cluster.client().await;
+        async move { client.kv.compact(physical()).await }
+    });
+    // Longer than the proxy's own timeout: that is for deciding, not for the disks.
+    cluster.world.drop_asked(2).await;
+    assert!(tokio::time::timeout(Duration::from_millis(600), &mut compacting).await.is_err());
+    cluster.world.drop_below(2);
+    let answer = compacting.await.expect("no panic").expect("compacted").into_inner();
+    assert_eq!(answer.header.expect("a header").revision, 2);
+    client.put("b", "1").await.expect("served");
+    let mut timed = tonic::Request::new(CompactionRequest { revision: 3, physical: true });
+    timed.set_timeout(Duration::from_millis(500));
+    fails_as(client.kv.compact(timed).await, error::TIMEOUT);
+    fails_as(client.kv.compact(CompactionRequest { revision: 3, physical: false }).await, error::COMPACTED);
 }

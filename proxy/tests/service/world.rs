@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_proto::error;
+use braid_proto::error::{self, EtcdStatus};
 use braid_proto::etcd::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use braid_proto::etcd::etcdserverpb::{
     Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp,
@@ -42,6 +42,10 @@ pub struct World {
     state: Mutex<State>,
     /// Requests that have reached stores, ever.
     reached: watch::Sender<usize>,
+    /// The highest revision that somebody has waited for the disks at.
+    drop_asked: watch::Sender<i64>,
+    /// The disks hold nothing below it.
+    dropped: watch::Sender<i64>,
 }
 
 #[derive(Default)]
@@ -151,6 +155,35 @@ impl World {
 
     pub fn set_compacted(&self, revision: i64) {
         self.state.lock().compacted = revision;
+    }
+
+    /// Compacts as placement would.
+    pub fn compact(&self, revision: i64) -> Result<(), EtcdStatus> {
+        let mut state = self.state.lock();
+        match revision {
+            _ if revision <= state.compacted => Err(error::COMPACTED),
+            _ if revision > state.revision => Err(error::FUTURE_REVISION),
+            _ => {
+                state.compacted = revision;
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until the disks hold nothing below `revision`.
+    pub async fn dropped(&self, revision: i64) {
+        self.drop_asked.send_modify(|asked| *asked = revision.max(*asked));
+        _ = self.dropped.subscribe().wait_for(|dropped| *dropped >= revision).await;
+    }
+
+    /// Waits until somebody waits for [`World::dropped`].
+    pub async fn drop_asked(&self, revision: i64) {
+        _ = self.drop_asked.subscribe().wait_for(|asked| *asked >= revision).await;
+    }
+
+    /// Now they hold nothing below `revision`.
+    pub fn drop_below(&self, revision: i64) {
+        self.dropped.send_replace(revision);
     }
 
     /// The newest revision and the compaction boundary.

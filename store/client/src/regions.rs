@@ -82,6 +82,11 @@ impl Regions {
         self.stores.add_local(store, service);
     }
 
+    /// `store` has stopped.
+    pub fn remove_local(&self, store: StoreId) {
+        self.stores.remove_local(store);
+    }
+
     /// Asks one region.
     ///
     /// # Errors

@@ -33,6 +33,11 @@ impl Stores {
         self.local.write().insert(store, service);
     }
 
+    /// `store` of this process has stopped.
+    pub fn remove_local(&self, store: StoreId) {
+        self.local.write().remove(&store);
+    }
+
     /// Whether `store` lives in this process.
     pub fn is_local(&self, store: StoreId) -> bool {
         self.local.read().contains_key(&store)

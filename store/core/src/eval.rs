@@ -12,9 +12,13 @@
 //! API checks (empty keys, operation counts, duplicate keys, sort options) are the proxy's. What slips through the
 //! duplicate rule's two blind spots, the same key put and deleted in one transaction, runs in the order of operations.
 
+use std::ops::ControlFlow;
+
 use braid_proto::error::EtcdStatus;
 use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, PutRequest, TxnRequest, request_op::Request as Op};
+use braid_proto::key::KeyRange;
 use braid_proto::pb::{Change, EtcdError, region_response};
+use braid_proto::span::txn_accesses;
 
 use crate::view::{Damaged, View};
 
@@ -29,12 +33,14 @@ mod txn;
 
 pub use fill::{fill, fill_changes};
 pub use range::read;
+pub use run::key_value;
 
 use run::{Run, Stop};
 
-/// Keys that one request may change in one region.
-pub const EFFECT_CHANGES_MAX: usize = 400_000;
-/// Bytes that the changes of one request may take in the raft log.
+/// Keys that one request may change in one entry of one region. What changes more takes the way of transactions over
+/// several regions (rule M8): evaluating and applying it at once would stall the region.
+pub const EFFECT_CHANGES_MAX: usize = 16_384;
+/// Bytes that the changes of one request may take in one entry.
 pub const EFFECT_BYTES_MAX: usize = 32 << 20;
 
 /// What may change data.
@@ -59,6 +65,24 @@ impl Request {
     }
 }
 
+impl Request {
+    /// What it reads and, where the flag is set, writes: both branches of a transaction.
+    pub fn accesses(&self) -> Vec<(KeyRange, bool)> {
+        match self {
+            Self::Put(put) => vec![(KeyRange::user(&put.key, b""), true)],
+            Self::DeleteRange(delete) => vec![(KeyRange::user(&delete.key, &delete.range_end), true)],
+            Self::Txn(txn) => {
+                let mut accesses = Vec::new();
+                _ = txn_accesses(txn, &mut |span, writes| {
+                    accesses.push((span, writes));
+                    ControlFlow::Continue(())
+                });
+                accesses
+            }
+        }
+    }
+}
+
 fn txn_puts(txn: &TxnRequest) -> bool {
     txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
         Some(Op::RequestPut(_)) => true,
@@ -77,9 +101,9 @@ pub struct Context {
     pub heard_is_fresh: bool,
     /// Newest compacted revision; 0: none.
     pub compacted: i64,
-    /// Most bytes of changes; beyond it the request fails.
+    /// Most bytes of changes; beyond it the request is too large.
     pub effect_bytes_max: usize,
-    /// Most changes; beyond it the request fails.
+    /// Most changes; beyond it the request is too large.
     pub effect_changes_max: usize,
 }
 
@@ -117,6 +141,8 @@ pub enum Evaluated {
         /// See above.
         rests_on: Option<u64>,
     },
+    /// It would change more than [`Context`] allows at once. Nothing changes.
+    TooLarge,
     /// Changes keys; takes a number.
     Write {
         /// In sub-revision order. `supersedes` and `create_revision` may be placeholders.
@@ -154,27 +180,12 @@ pub fn evaluate(request: &Request, view: &View<'_>, context: &Context) -> Result
     match result {
         Ok(response) if run.changes.is_empty() => Ok(Evaluated::Read { response, rests_on }),
         Ok(response) => Ok(Evaluated::Write { changes: run.changes, response, rests_on }),
+        Err(Stop::TooLarge) => Ok(Evaluated::TooLarge),
         Err(Stop::Wait(wait)) => Ok(Evaluated::Wait(wait)),
         Err(Stop::Fail(error)) => Ok(Evaluated::Fail { error, rests_on }),
         Err(Stop::Damaged(damaged)) => Err(damaged),
     }
 }
-
-/// braid's own error, the only one etcd does not know: the request changes more in one region than one raft entry
-/// should carry. ResourceExhausted, as gRPC answers for messages that are too large: trying again does not help, asking
-/// for less does. Such changes will be written in chunks that become visible at once (rule M8).
-fn too_large(context: &Context) -> EtcdError {
-    EtcdError {
-        code: RESOURCE_EXHAUSTED,
-        message: format!(
-            "braid: the request changes more than {} keys or {} bytes at once; split it into smaller ranges",
-            context.effect_changes_max, context.effect_bytes_max
-        ),
-    }
-}
-
-/// gRPC code ResourceExhausted.
-const RESOURCE_EXHAUSTED: i32 = 8;
 
 fn fail(error: EtcdStatus) -> Stop {
     Stop::Fail(error.into())

@@ -87,6 +87,12 @@ impl Overlay {
         self.items.push_back(Item { seq, floor: heard, numbered: false, keys });
     }
 
+    /// Adds what a transaction that has happened at `revision` changes here; [`Self::push`] says the rest.
+    pub fn push_known(&mut self, seq: u64, revision: i64, changes: &[Change]) {
+        self.push(seq, revision - 1, changes);
+        self.resolve(seq, revision);
+    }
+
     /// The number of the write `seq` is `revision`.
     pub fn resolve(&mut self, seq: u64, revision: i64) {
         let Some(position) = self.position(seq) else { return };

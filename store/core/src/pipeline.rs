@@ -20,6 +20,10 @@
 //! 3. Numbers fill the placeholders in results and changes, and the batch's changes become one raft entry.
 //! 4. When the entry is applied its requests are answered and its overlay entries go.
 //!
+//! What transactions over several regions ask of a region goes through the same queue ([`multi`]): their locks stand in
+//! front of evaluations ([`locks`]), and whoever meets one is parked until it goes (rule M2). Such items take no number
+//! here, but for a decision; where nothing that takes one lies before them they are proposed at once.
+//!
 //! Everything belongs to one term (rule O1): losing it answers what certainly did not happen with a refusal, and leaves
 //! proposed entries to their outcome. Deliberately absent: time (the sequencer's client has the deadline), leases (the
 //! shell checks them, last), retries.
@@ -29,7 +33,10 @@ use std::collections::{BTreeMap, VecDeque};
 use braid_proto::error::EtcdStatus;
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
-use braid_proto::pb::{self, Peer, Refusal, Region, RegionEntry, RegionResponse, TxnEffect, refusal, region_response};
+use braid_proto::pb::{
+    self, LockRow, LockToken, Peer, Refusal, Region, RegionEntry, RegionResponse, Share, StoredLock, TxnEffect, TxnId,
+    refusal, region_response,
+};
 use bytes::Bytes;
 use prost::Message;
 
@@ -37,12 +44,17 @@ use crate::eval::{self, Context, Evaluated, Request, WaitFor};
 use crate::overlay::Overlay;
 use crate::view::{BaseView, Damaged, View};
 
+mod locks;
+mod multi;
 mod numbers;
 #[cfg(test)]
 mod random;
 #[cfg(test)]
 mod tests;
 
+use locks::LockTable;
+pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
+pub use multi::{Blocker, Outcome};
 use numbers::Numbers;
 
 /// Raft entries of one region that may be on their way at once. Work that arrives meanwhile joins the next entry, so
@@ -120,6 +132,46 @@ pub enum Effect<R, W> {
     },
     /// The barrier asked for by [`Pipeline::begin_barrier`] stands: nothing is in flight.
     Drained,
+    /// The transaction has happened at `revision`: see that `share` is done, however often it must be asked for, and say
+    /// so with [`Pipeline::carried`].
+    Carry {
+        /// The record.
+        token: LockToken,
+        /// The transaction.
+        txn: TxnId,
+        /// Its revision.
+        revision: i64,
+        /// What is to be done.
+        share: Share,
+    },
+    /// Ask the primary what became of `txn`, and say so with [`Pipeline::told`].
+    Ask {
+        /// The lock that waits for it.
+        token: LockToken,
+        /// The transaction.
+        txn: TxnId,
+        /// Its primary key.
+        primary: Bytes,
+    },
+}
+
+/// What a queue holds.
+#[derive(Debug)]
+pub enum Work {
+    /// A request of one region.
+    Evaluate(Request),
+    /// Lock ranges.
+    Lock(pb::LockRequest),
+    /// Decide a transaction.
+    Decide(pb::DecideRequest),
+    /// Give up what a transaction has locked here.
+    Release(TxnId),
+    /// Do a share of a transaction that has happened.
+    Commit(pb::CommitRequest),
+    /// The region's own: go on with a lock, whatever its next step is.
+    Step(LockToken),
+    /// The region's own: the transaction of this lock is over, undecided.
+    Abort(LockToken),
 }
 
 /// What the sequencer gave.
@@ -132,18 +184,36 @@ pub struct Block {
 }
 
 struct Queued<R> {
-    to: R,
-    request: Request,
+    /// Nobody, for the region's own.
+    to: Option<R>,
+    work: Work,
     epoch: pb::RegionEpoch,
     span_ok: bool,
 }
 
+/// Which revision an item has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbering {
+    /// The counter before it: it changes nothing.
+    Bound,
+    /// The next one.
+    Own,
+    /// It changes keys at a revision that was given elsewhere.
+    Known(i64),
+    /// It changes no key.
+    None,
+}
+
 struct Item<R> {
-    to: R,
+    to: Option<R>,
     response: region_response::Result,
-    /// Changes and the overlay seq; empty and 0 for what does not mutate.
+    numbering: Numbering,
+    /// Changes and their sub-revisions (empty: in order); the overlay seq, 0 for what takes a bound.
     changes: Vec<pb::Change>,
+    subs: Vec<u32>,
     seq: u64,
+    /// Rows of locks that it writes. Its own decision's row lacks the revision until that is known.
+    locks: Vec<LockRow>,
     rests_on: Option<u64>,
     bytes: usize,
     /// Overlay entries above this seq may be named by its placeholders.
@@ -153,6 +223,8 @@ struct Item<R> {
 struct Batch<R> {
     id: BatchId,
     items: Vec<Item<R>>,
+    /// Newest revision heard of before its numbers were asked for.
+    heard: i64,
 }
 
 struct EntryInFlight<R> {
@@ -160,6 +232,10 @@ struct EntryInFlight<R> {
     term: Term,
     /// Newest seq in it.
     seq: u64,
+    /// Lowest revision in it, if it changes keys.
+    lowest: Option<i64>,
+    /// How many of its revisions were given to it.
+    numbers: usize,
     bytes: usize,
     answers: Vec<(R, region_response::Result)>,
 }
@@ -193,10 +269,25 @@ pub struct Pipeline<R, W> {
     entries: VecDeque<EntryInFlight<R>>,
     held: BTreeMap<u64, Vec<Held<R>>>,
     readers: BTreeMap<u64, Vec<W>>,
+    locks: LockTable,
+    /// What waits for locks to go, in order of arrival.
+    parked: VecDeque<Queued<R>>,
+    /// Readers that wait for a lock to go.
+    lock_readers: Vec<(LockToken, W)>,
     in_flight_bytes: usize,
     compacted: i64,
-    barrier: bool,
-    drained_told: bool,
+    barrier: Option<Barrier>,
+}
+
+/// A stop of evaluation that somebody has asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Barrier {
+    /// No new locks, until those that stand are gone.
+    Unlocking,
+    /// No evaluation.
+    Draining,
+    /// Nothing is in flight, and who asked has been told.
+    Drained,
 }
 
 impl<R, W> Pipeline<R, W> {
@@ -221,10 +312,12 @@ impl<R, W> Pipeline<R, W> {
             entries: VecDeque::new(),
             held: BTreeMap::new(),
             readers: BTreeMap::new(),
+            locks: LockTable::default(),
+            parked: VecDeque::new(),
+            lock_readers: Vec::new(),
             in_flight_bytes: 0,
             compacted: 0,
-            barrier: false,
-            drained_told: false,
+            barrier: None,
         }
     }
 
@@ -251,15 +344,17 @@ impl<R, W> Pipeline<R, W> {
     /// Requests and readers that wait here, and entries in flight: what a report shows.
     pub fn depth(&self) -> (usize, usize) {
         let batch = self.batch.as_ref().map_or(0, |batch| batch.items.len());
-        (self.queue.len() + self.ready.len() + batch, self.entries.len())
+        (self.queue.len() + self.parked.len() + self.ready.len() + batch, self.entries.len())
     }
 
-    /// This peer leads `term` and has applied the term's first entry.
-    pub fn on_leader(&mut self, term: Term) {
+    /// This peer leads `term` and has applied the term's first entry. `locks`: the rows that are applied now (rule O2).
+    pub fn on_leader(&mut self, term: Term, locks: Vec<StoredLock>, effects: &mut Vec<Effect<R, W>>) {
         if term >= self.newest_term {
             self.newest_term = term;
             self.leading = Some(term);
             self.leader = None;
+            self.locks = LockTable::load(locks);
+            self.carry_all(effects);
         }
     }
 
@@ -279,11 +374,11 @@ impl<R, W> Pipeline<R, W> {
         }
     }
 
-    /// Takes a request. `span_ok`: everything it touches lies in the region that `epoch` names.
+    /// Takes work. `span_ok`: everything it touches lies in the region that `epoch` names.
     pub fn submit(
         &mut self,
         to: R,
-        request: Request,
+        work: Work,
         epoch: pb::RegionEpoch,
         span_ok: bool,
         effects: &mut Vec<Effect<R, W>>,
@@ -291,10 +386,10 @@ impl<R, W> Pipeline<R, W> {
         if self.leading.is_none() {
             return effects.push(refuse(to, self.not_leader()));
         }
-        if self.queue.len() >= QUEUE_MAX {
+        if self.queue.len() + self.parked.len() >= QUEUE_MAX {
             return effects.push(refuse(to, busy("the region's queue is full")));
         }
-        self.queue.push_back(Queued { to, request, epoch, span_ok });
+        self.queue.push_back(Queued { to: Some(to), work, epoch, span_ok });
     }
 
     /// Evaluates what can be evaluated and starts numbering if it may. Call after every event.
@@ -304,8 +399,8 @@ impl<R, W> Pipeline<R, W> {
     /// The data under `base` cannot be read; the request that met it is answered with etcd's corruption error.
     pub fn pump(&mut self, base: &dyn BaseView, heard: i64, effects: &mut Vec<Effect<R, W>>) -> Result<(), Damaged> {
         let read = self.evaluate_queue(base, heard, effects);
-        self.start_batch(effects);
-        self.tell_drained(effects);
+        self.start_batch(heard, effects);
+        self.advance_barrier(effects);
         read
     }
 
@@ -337,7 +432,7 @@ impl<R, W> Pipeline<R, W> {
             self.bound_batch = None;
             self.blocked = None;
             if let Some(head) = self.queue.pop_front() {
-                effects.push(refuse(head.to, timed_out(why)));
+                effects.extend(head.to.map(|to| refuse(to, timed_out(why))));
             }
             return;
         }
@@ -348,11 +443,13 @@ impl<R, W> Pipeline<R, W> {
         let first = items.iter().chain(&self.ready).map(|item| item.seq).filter(|seq| *seq > 0).min();
         for item in items.into_iter().chain(std::mem::take(&mut self.ready)) {
             self.in_flight_bytes -= item.bytes;
-            effects.push(refuse(item.to, timed_out(why)));
+            effects.extend(item.to.map(|to| refuse(to, timed_out(why))));
         }
         if let Some(first) = first {
             self.overlay.truncate(first);
+            self.locks.truncate(first);
             self.wake_from(first, effects);
+            self.schedule_steps();
         }
         if matches!(self.blocked, Some(WaitFor::Number(_) | WaitFor::Applied(_))) {
             self.blocked = None;
@@ -365,7 +462,7 @@ impl<R, W> Pipeline<R, W> {
         let Some(position) = self.entries.iter().position(|e| e.id == entry) else { return 0 };
         let Some(ended) = self.entries.remove(position) else { return 0 };
         self.in_flight_bytes -= ended.bytes;
-        let holes = if end == EntryEnd::Dropped { ended.answers.len() } else { 0 };
+        let holes = if end == EntryEnd::Dropped { ended.numbers } else { 0 };
         for (to, answer) in ended.answers {
             effects.push(match end {
                 EntryEnd::Applied => Effect::Reply { to, answer: RegionResponse { result: Some(answer) } },
@@ -387,23 +484,26 @@ impl<R, W> Pipeline<R, W> {
 
     /// The applied region changed.
     pub fn on_region(&mut self, region: Region) {
+        self.locks.cut(&region.range());
         self.region = region;
+        self.unpark();
     }
 
     /// Stops evaluation until [`Self::end_barrier`]; [`Effect::Drained`] follows once nothing is in flight (rule S1).
-    /// False: another barrier stands, or this peer does not lead.
-    pub fn begin_barrier(&mut self) -> bool {
-        if self.barrier || self.leading.is_none() {
+    /// `unlocked`: and once no key is locked, which a split and a merge need (rules S3, S4); until then everything but
+    /// new locks goes on. False: another barrier stands, or this peer does not lead.
+    pub fn begin_barrier(&mut self, unlocked: bool) -> bool {
+        if self.barrier.is_some() || self.leading.is_none() {
             return false;
         }
-        self.barrier = true;
-        self.drained_told = false;
+        self.barrier = Some(if unlocked { Barrier::Unlocking } else { Barrier::Draining });
         true
     }
 
     /// Ends the barrier.
     pub fn end_barrier(&mut self) {
-        self.barrier = false;
+        self.barrier = None;
+        self.unpark();
     }
 
     /// A read at `revision` over `range`: the newest in-flight write it must wait for, if there is one (rule Q2).
@@ -436,14 +536,22 @@ impl<R, W> Pipeline<R, W> {
         heard: i64,
         effects: &mut Vec<Effect<R, W>>,
     ) -> Result<(), Damaged> {
-        while !self.barrier
+        while !self.is_stopped()
             && self.leading.is_some()
             && self.blocked.is_none()
             && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
         {
             let Some(head) = self.queue.pop_front() else { break };
-            if !head.span_ok || Some(head.epoch) != self.region.epoch {
-                effects.push(refuse(head.to, self.epoch_mismatch()));
+            if head.to.is_some() && (!head.span_ok || Some(head.epoch) != self.region.epoch) {
+                effects.extend(head.to.map(|to| refuse(to, self.epoch_mismatch())));
+                continue;
+            }
+            let Work::Evaluate(request) = &head.work else {
+                self.evaluate_multi(head, base, heard, effects)?;
+                continue;
+            };
+            if !self.locks.is_empty() && self.locks.hinder(&request.accesses()) {
+                self.parked.push_back(head);
                 continue;
             }
             let context = Context {
@@ -453,10 +561,10 @@ impl<R, W> Pipeline<R, W> {
                 ..Context::default()
             };
             let view = View { overlay: &self.overlay, base };
-            match eval::evaluate(&head.request, &view, &context) {
+            match eval::evaluate(request, &view, &context) {
                 Ok(evaluated) => self.evaluated(head, evaluated, heard, effects),
                 Err(damaged) => {
-                    effects.push(error(head.to, braid_proto::error::CORRUPT));
+                    effects.extend(head.to.map(|to| error(to, braid_proto::error::CORRUPT)));
                     return Err(damaged);
                 }
             }
@@ -464,31 +572,63 @@ impl<R, W> Pipeline<R, W> {
         Ok(())
     }
 
+    /// Whether a barrier holds evaluation up.
+    fn is_stopped(&self) -> bool {
+        matches!(self.barrier, Some(Barrier::Draining | Barrier::Drained))
+    }
+
     fn evaluated(&mut self, head: Queued<R>, evaluated: Evaluated, heard: i64, effects: &mut Vec<Effect<R, W>>) {
-        let floor = self.applied;
-        let item = match evaluated {
-            Evaluated::Wait(wait) => return self.block(head, wait, effects),
-            Evaluated::Fail { error, rests_on } => Item {
-                to: head.to,
-                response: region_response::Result::Error(error),
-                changes: Vec::new(),
-                seq: 0,
-                rests_on,
-                bytes: 0,
-                floor,
-            },
-            Evaluated::Read { response, rests_on } => {
-                Item { to: head.to, response, changes: Vec::new(), seq: 0, rests_on, bytes: 0, floor }
+        match evaluated {
+            Evaluated::Wait(wait) => self.block(head, wait, effects),
+            Evaluated::TooLarge => {
+                let reason = Some(refusal::Reason::TooLarge(pb::TooLarge {}));
+                effects.extend(head.to.map(|to| refuse(to, Refusal { reason })));
             }
+            Evaluated::Fail { error, rests_on } => {
+                self.push_bound(head.to, region_response::Result::Error(error), rests_on);
+            }
+            Evaluated::Read { response, rests_on } => self.push_bound(head.to, response, rests_on),
             Evaluated::Write { changes, response, rests_on } => {
-                self.seq += 1;
-                self.overlay.push(self.seq, heard, &changes);
-                let bytes = changes.iter().map(|change| change.key.len() + change.value.len() + 64).sum();
-                self.in_flight_bytes += bytes;
-                Item { to: head.to, response, changes, seq: self.seq, rests_on, bytes, floor }
+                let seq = self.next_seq();
+                self.overlay.push(seq, heard, &changes);
+                let item = Item { numbering: Numbering::Own, changes, rests_on, ..self.item(head.to, response, seq) };
+                self.push_item(item);
             }
-        };
+        }
+    }
+
+    /// An item that takes a bound.
+    fn push_bound(&mut self, to: Option<R>, response: region_response::Result, rests_on: Option<u64>) {
+        let item = Item { numbering: Numbering::Bound, rests_on, ..self.item(to, response, 0) };
+        self.push_item(item);
+    }
+
+    /// An item that changes nothing, takes no number and rests on nothing.
+    fn item(&self, to: Option<R>, response: region_response::Result, seq: u64) -> Item<R> {
+        Item {
+            to,
+            response,
+            numbering: Numbering::None,
+            changes: Vec::new(),
+            subs: Vec::new(),
+            seq,
+            locks: Vec::new(),
+            rests_on: None,
+            bytes: 0,
+            floor: self.applied,
+        }
+    }
+
+    fn push_item(&mut self, mut item: Item<R>) {
+        let changes: usize = item.changes.iter().map(|change| change.key.len() + change.value.len() + 64).sum();
+        item.bytes = changes + item.locks.iter().map(Message::encoded_len).sum::<usize>();
+        self.in_flight_bytes += item.bytes;
         self.ready.push_back(item);
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
     }
 
     fn block(&mut self, head: Queued<R>, wait: WaitFor, effects: &mut Vec<Effect<R, W>>) {
@@ -507,63 +647,85 @@ impl<R, W> Pipeline<R, W> {
         self.queue.push_front(head);
     }
 
-    fn start_batch(&mut self, effects: &mut Vec<Effect<R, W>>) {
-        if self.batch.is_some() || self.ready.is_empty() || self.leading.is_none() {
-            return;
-        }
-        if self.entries.len() >= ENTRIES_IN_FLIGHT_MAX {
-            return;
-        }
-        let mut items = Vec::with_capacity(self.ready.len().min(BATCH_ITEMS_MAX));
-        let mut bytes = 0;
-        while let Some(item) = self.ready.front() {
-            if items.len() >= BATCH_ITEMS_MAX || (!items.is_empty() && bytes + item.bytes > BATCH_BYTES_MAX) {
-                break;
+    fn start_batch(&mut self, heard: i64, effects: &mut Vec<Effect<R, W>>) {
+        while self.batch.is_none() && !self.ready.is_empty() && self.entries.len() < ENTRIES_IN_FLIGHT_MAX {
+            let Some(term) = self.leading else { return };
+            let numberless = |item: &Item<R>| matches!(item.numbering, Numbering::Known(_) | Numbering::None);
+            // What needs no number waits for none, unless it comes after something that does.
+            let at_once = self.ready.front().is_some_and(numberless);
+            let mut items = Vec::with_capacity(self.ready.len().min(BATCH_ITEMS_MAX));
+            let mut bytes = 0;
+            while let Some(item) = self.ready.front() {
+                let full = !items.is_empty() && bytes + item.bytes > BATCH_BYTES_MAX;
+                if full || items.len() >= BATCH_ITEMS_MAX || (at_once && !numberless(item)) {
+                    break;
+                }
+                bytes += item.bytes;
+                items.extend(self.ready.pop_front());
             }
-            bytes += item.bytes;
-            items.extend(self.ready.pop_front());
+            let id = BatchId(self.id());
+            let batch = Batch { id, items, heard };
+            if at_once {
+                self.number(batch, Block { base: 0, compacted: 0 }, term, effects);
+                continue;
+            }
+            let count = batch.items.iter().filter(|item| item.numbering == Numbering::Own).count() as u32;
+            self.batch = Some(batch);
+            effects.push(Effect::Number { batch: id, count });
         }
-        let id = BatchId(self.id());
-        let count = items.iter().filter(|item: &&Item<R>| item.seq > 0).count() as u32;
-        self.batch = Some(Batch { id, items });
-        effects.push(Effect::Number { batch: id, count });
     }
 
     /// Gives each item of the batch its number or bound, in order, and proposes the changes as one entry.
     fn number(&mut self, batch: Batch<R>, block: Block, term: Term, effects: &mut Vec<Effect<R, W>>) {
         let mut counter = block.base;
-        let mut entry = RegionEntry {
-            term: term.0,
-            version: self.region.region_epoch().version,
-            txns: Vec::new(),
-            locks: Vec::new(),
-        };
+        let version = self.region.region_epoch().version;
+        let mut entry = RegionEntry { term: term.0, version, txns: Vec::new(), locks: Vec::new() };
         let mut in_flight = EntryInFlight {
             id: EntryId(self.id()),
             term,
             seq: 0,
+            lowest: None,
+            numbers: 0,
             bytes: 0,
             answers: Vec::with_capacity(batch.items.len()),
         };
         for mut item in batch.items {
-            if item.seq == 0 {
-                eval::fill(&mut item.response, &|seq| self.numbers.of(seq), None, counter);
-                self.answer_bound(item, term, effects);
-                continue;
+            let (own, before) = match item.numbering {
+                Numbering::Bound => {
+                    eval::fill(&mut item.response, &|seq| self.numbers.of(seq), None, counter);
+                    self.answer_bound(item, term, effects);
+                    continue;
+                }
+                Numbering::Own => {
+                    counter += 1;
+                    in_flight.numbers += 1;
+                    self.numbers.learn(item.seq, counter);
+                    self.overlay.resolve(item.seq, counter);
+                    (Some(counter), counter - 1)
+                }
+                Numbering::Known(revision) => (Some(revision), revision - 1),
+                Numbering::None => (None, counter),
+            };
+            let lookup = |seq| self.numbers.of(seq);
+            eval::fill(&mut item.response, &lookup, own, before);
+            if let Some(revision) = own {
+                eval::fill_changes(&mut item.changes, &lookup, revision);
+                for row in item.locks.iter_mut().filter_map(|row| row.lock.as_mut()) {
+                    multi::fill_row(row, &lookup, revision);
+                }
             }
-            counter += 1;
-            let before = counter - 1;
-            eval::fill(&mut item.response, &|seq| self.numbers.of(seq), Some(counter), before);
-            eval::fill_changes(&mut item.changes, &|seq| self.numbers.of(seq), counter);
-            self.numbers.learn(item.seq, counter);
             self.numbers.forget(item.floor);
-            self.overlay.resolve(item.seq, counter);
-            entry.txns.push(TxnEffect { revision: counter, changes: item.changes, subs: Vec::new() });
+            if let Some(revision) = own.filter(|_| !item.changes.is_empty()) {
+                in_flight.lowest = Some(in_flight.lowest.map_or(revision, |lowest: i64| lowest.min(revision)));
+                entry.txns.push(TxnEffect { revision, changes: item.changes, subs: item.subs });
+            }
+            self.locks_numbered(item.seq, &item.locks);
+            entry.locks.extend(item.locks);
             in_flight.seq = item.seq;
             in_flight.bytes += item.bytes;
-            in_flight.answers.push((item.to, item.response));
+            in_flight.answers.extend(item.to.map(|to| (to, item.response)));
         }
-        if !entry.txns.is_empty() {
+        if in_flight.seq > 0 {
             effects.push(Effect::Propose { entry: in_flight.id, term, data: entry.encode_to_vec().into() });
             self.entries.push_back(in_flight);
         }
@@ -573,15 +735,17 @@ impl<R, W> Pipeline<R, W> {
     fn answer_bound(&mut self, item: Item<R>, term: Term, effects: &mut Vec<Effect<R, W>>) {
         match item.rests_on.filter(|seq| *seq > self.applied) {
             Some(seq) => {
-                self.held.entry(seq).or_default().push(Held { to: item.to, term, answer: item.response });
+                let held = item.to.map(|to| Held { to, term, answer: item.response });
+                self.held.entry(seq).or_default().extend(held);
             }
-            None => effects.push(judge(item.to, term, item.response)),
+            None => effects.extend(item.to.map(|to| judge(to, term, item.response))),
         }
     }
 
     fn applied_up_to(&mut self, seq: u64, effects: &mut Vec<Effect<R, W>>) {
         self.applied = self.applied.max(seq);
         self.overlay.prune(seq);
+        self.locks_applied(seq, effects);
         while let Some(held) = self.held.first_entry().filter(|held| *held.key() <= seq) {
             effects.extend(held.remove().into_iter().map(|held| judge(held.to, held.term, held.answer)));
         }
@@ -603,10 +767,10 @@ impl<R, W> Pipeline<R, W> {
         let batch = self.batch.take().map(|batch| batch.items).unwrap_or_default();
         for item in batch.into_iter().chain(std::mem::take(&mut self.ready)) {
             self.in_flight_bytes -= item.bytes;
-            effects.push(refuse(item.to, refusal.clone()));
+            effects.extend(item.to.map(|to| refuse(to, refusal.clone())));
         }
-        for queued in std::mem::take(&mut self.queue) {
-            effects.push(refuse(queued.to, refusal.clone()));
+        for queued in std::mem::take(&mut self.parked).into_iter().chain(std::mem::take(&mut self.queue)) {
+            effects.extend(queued.to.map(|to| refuse(to, refusal.clone())));
         }
         for held in std::mem::take(&mut self.held).into_values().flatten() {
             effects.push(refuse(held.to, refusal.clone()));
@@ -614,13 +778,17 @@ impl<R, W> Pipeline<R, W> {
         for reader in std::mem::take(&mut self.readers).into_values().flatten() {
             effects.push(Effect::Wake { reader, applied: false });
         }
+        for (_, reader) in std::mem::take(&mut self.lock_readers) {
+            effects.push(Effect::Wake { reader, applied: false });
+        }
+        self.locks = LockTable::default();
         self.overlay = Overlay::default();
         self.numbers = Numbers::default();
         self.applied = self.seq;
         self.blocked = None;
         self.bound_batch = None;
         self.bound_is_fresh = false;
-        self.barrier = false;
+        self.barrier = None;
     }
 
     /// Readers of writes that were taken back look again: what they waited for never happens.
@@ -630,10 +798,13 @@ impl<R, W> Pipeline<R, W> {
         }
     }
 
-    fn tell_drained(&mut self, effects: &mut Vec<Effect<R, W>>) {
+    fn advance_barrier(&mut self, effects: &mut Vec<Effect<R, W>>) {
+        if self.barrier == Some(Barrier::Unlocking) && !self.locks.any_stands() {
+            self.barrier = Some(Barrier::Draining);
+        }
         let idle = self.ready.is_empty() && self.batch.is_none() && self.entries.is_empty();
-        if self.barrier && idle && !self.drained_told {
-            self.drained_told = true;
+        if self.barrier == Some(Barrier::Draining) && idle {
+            self.barrier = Some(Barrier::Drained);
             effects.push(Effect::Drained);
         }
     }

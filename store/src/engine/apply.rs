@@ -8,25 +8,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use braid_proto::id::RegionId;
-use braid_proto::pb::{self, TxnEffect};
+use braid_proto::pb::{self, LockRow, TxnEffect};
 use braid_store_core::record::{Record, put_varint};
 use braid_store_core::view::Damaged;
 use rocksdb::{ColumnFamily, DBRawIterator, WriteBatch};
 
 use super::changes::{Change, ChangeKind};
 use super::key::{self, EVENTS, HISTORY, LATEST};
+use super::locks;
 use super::region::{Inner, RegionData};
 use super::scan::{Reader, decode_live};
 
 impl RegionData {
-    /// Adds `txns` to `batch`, writes it, and publishes what readers need to know. Several transactions, and several
+    /// Adds `txns` and the rows of locks to `batch`, writes it, and publishes what readers need to know. Several transactions, and several
     /// changes of one key, may share a batch.
     ///
     /// # Errors
     /// The data contradicts the changes or cannot be read or written; nothing of the batch is written then, and the
     /// caller must not go on with the log.
     #[must_use = "a batch that was not written must not count as applied"]
-    pub fn apply(&self, txns: &[TxnEffect], batch: WriteBatch) -> Result<(), Damaged> {
+    pub fn apply(&self, txns: &[TxnEffect], locks: &[LockRow], batch: WriteBatch) -> Result<(), Damaged> {
         self.sound()?;
         let reader = Reader::now(&self.db);
         let mut rows = Rows {
@@ -54,11 +55,13 @@ impl RegionData {
         if self.ceiling.fetch_max(newest, Ordering::SeqCst) < newest {
             rows.mark_applied(newest);
         }
-        let batch = rows.batch;
+        let mut batch = rows.batch;
+        locks::write(&self.db, locks, &mut batch);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         let grown = {
             let mut inner = self.inner.write();
             self.db.write(batch).map_err(|error| Damaged(format!("a batch cannot be written: {error}")))?;
+            inner.publish_locks(locks);
             inner.publish(newest, &changes)
         };
         self.split_buckets(&grown)

@@ -69,6 +69,7 @@ impl RegionData {
         let published = Arc::make_mut(&mut inner.published);
         published.range = range;
         published.counts = counts;
+        inner.cut_locks();
     }
 
     /// Splits the buckets of `keys` that have grown too large. Called by apply, after the keys are written.

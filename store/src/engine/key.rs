@@ -15,11 +15,14 @@ pub const LATEST: &str = "latest";
 pub const HISTORY: &str = "history";
 /// Column family of what happened, by region and revision.
 pub const EVENTS: &str = "events";
-/// Column family of locks of transactions over several regions. Nothing writes it yet.
+/// Column family of locks and records of transactions over several regions.
 pub const LOCKS: &str = "locks";
 
 /// Bytes of a history key after the escaped internal key.
 pub const VERSION_LEN: usize = 12;
+
+/// Bytes of a lock's key after the escaped internal key.
+const TOKEN_LEN: usize = 24;
 
 /// A persisted key. Numbers are big endian, so that they sort.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +72,17 @@ pub enum StoredKey {
     /// `events`: one zero byte; sorts before every region.
     /// Value: revision 8 bytes: the store's compaction boundary. Absent: nothing was ever compacted.
     Boundary,
-    /// `locks`: the internal key as it is. Reserved.
+    /// `locks`: escaped internal key, then the lock's token: region id, term, seq, 8 bytes each.
+    /// Value: the lock (`StoredLock`).
     Lock {
-        /// Internal key.
+        /// Internal key: a key of the lock, or of the transaction's primary.
         key: Bytes,
+        /// Region that took it.
+        region: u64,
+        /// Term of the leader that took it.
+        term: u64,
+        /// Its count of what it proposed.
+        seq: u64,
     },
 }
 
@@ -91,7 +101,11 @@ impl StoredKey {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Latest { key } | Self::Lock { key } => out.extend_from_slice(key),
+            Self::Latest { key } => out.extend_from_slice(key),
+            Self::Lock { key, region, term, seq } => {
+                escape(&mut out, key);
+                [region, term, seq].iter().for_each(|part| out.extend_from_slice(&part.to_be_bytes()));
+            }
             Self::History { key, revision, sub } => history_key(&mut out, key, *revision, *sub),
             Self::Event { region, revision, sub } => event_key(&mut out, *region, *revision, *sub),
             Self::EventsMark { region } => out.extend_from_slice(&region.0.to_be_bytes()),
@@ -109,7 +123,15 @@ impl StoredKey {
         let damaged = || Damaged(format!("{bytes:02x?} is no key of {column_family}"));
         match column_family {
             LATEST => Ok(Self::Latest { key: Bytes::copy_from_slice(bytes) }),
-            LOCKS => Ok(Self::Lock { key: Bytes::copy_from_slice(bytes) }),
+            LOCKS => {
+                let (escaped, token) = bytes.split_last_chunk::<TOKEN_LEN>().ok_or_else(damaged)?;
+                let mut key = Vec::new();
+                let part = |at| u64_at(token, at).ok_or_else(damaged);
+                if !unescape(escaped, &mut key) {
+                    return Err(damaged());
+                }
+                Ok(Self::Lock { key: key.into(), region: part(0)?, term: part(8)?, seq: part(16)? })
+            }
             HISTORY => {
                 let mut key = Vec::new();
                 let (revision, sub) = split_history_key(bytes, &mut key)?;
@@ -262,7 +284,7 @@ mod tests {
                         StoredKey::EventsMark { region },
                         StoredKey::AppliedMark { region },
                         StoredKey::Boundary,
-                        StoredKey::Lock { key: key.clone() },
+                        StoredKey::Lock { key: key.clone(), region: 3, term: sub.into(), seq: u64::MAX },
                     ] {
                         assert_eq!(StoredKey::decode(stored.column_family(), &stored.encode()), Ok(stored));
                     }

@@ -100,8 +100,8 @@ pub fn data_ranges(region: &Region) -> Vec<DataRange> {
     }
     vec![
         DataRange { cf: LATEST, start: range.start.to_vec(), end: range.end.to_vec() },
-        DataRange { cf: HISTORY, start: history_start, end: history_end },
+        DataRange { cf: HISTORY, start: history_start.clone(), end: history_end.clone() },
         DataRange { cf: EVENTS, start: region.id.to_be_bytes().to_vec(), end: events_end },
-        DataRange { cf: LOCKS, start: range.start.to_vec(), end: range.end.to_vec() },
+        DataRange { cf: LOCKS, start: history_start, end: history_end },
     ]
 }

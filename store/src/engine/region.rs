@@ -21,6 +21,7 @@ use rocksdb::DB;
 use super::boundary::Boundary;
 use super::changes::ChangeKind;
 use super::key::{self, EVENTS, HISTORY, LATEST, StoredKey};
+use super::locks::Locks;
 use super::recent::Recent;
 use super::scan::Reader;
 use super::snapshot::Snapshot;
@@ -50,6 +51,8 @@ pub struct Inner {
     pub published: Arc<Published>,
     /// What has come and gone since the walk began that builds the counts; `None` while there is no such walk.
     pub deltas: Option<Deltas>,
+    /// Locks and records of transactions over several regions.
+    pub locks: Locks,
 }
 
 /// The data of one region replica. Reads come from any thread; [`Self::apply`] and [`Self::on_region`] from one at a time.
@@ -73,9 +76,10 @@ impl RegionData {
     /// The data of `region` in `db`, whose compaction boundary is `boundary`. Cheap: no walk over the data. If what it
     /// needs cannot be read, every use of it fails with the reason.
     pub fn open(db: Arc<DB>, region: &Region, boundary: Arc<Boundary>) -> Self {
-        let (events, damage) = match events_of(&db, region, &boundary) {
-            Ok(events) => (events, None),
-            Err(damage) => (Events { newest: 0, mark: 0 }, Some(damage)),
+        let found = events_of(&db, region, &boundary).and_then(|events| Ok((events, Locks::read(&db, region)?)));
+        let (events, locks, damage) = match found {
+            Ok((events, locks)) => (events, locks, None),
+            Err(damage) => (Events { newest: 0, mark: 0 }, Locks::default(), Some(damage)),
         };
         let applied = events.newest.max(Revision::INITIAL.0);
         let published = Published {
@@ -89,7 +93,7 @@ impl RegionData {
             db,
             region: region.region_id(),
             boundary,
-            inner: RwLock::new(Inner { published: Arc::new(published), deltas: None }),
+            inner: RwLock::new(Inner { published: Arc::new(published), deltas: None, locks }),
             ceiling: AtomicI64::new(applied.max(events.mark)),
             counting: Mutex::new(()),
             written_bytes: AtomicU64::new(0),

@@ -95,5 +95,5 @@ fn many(run: &Run<'_>, range: &KeyRange) -> Result<Vec<(Bytes, Record)>, Stop> {
         found.push((key.clone(), record.clone()));
         ON
     })?;
-    if full { run.full() } else { Ok(found) }
+    if full { Err(Stop::TooLarge) } else { Ok(found) }
 }

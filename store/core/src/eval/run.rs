@@ -11,7 +11,7 @@ use braid_proto::pb::{Change, EtcdError};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Context, WaitFor, too_large};
+use super::{Context, WaitFor};
 use crate::placeholder::{BEFORE, OWN};
 use crate::record::Record;
 use crate::view::{Damaged, View, Visit, merge};
@@ -27,6 +27,8 @@ pub enum Stop {
     Wait(WaitFor),
     /// etcd answers an error.
     Fail(EtcdError),
+    /// It changes more than is allowed: said before anything is numbered (rule N6).
+    TooLarge,
     /// The data cannot be read.
     Damaged(Damaged),
 }
@@ -163,14 +165,9 @@ impl<'a> Run<'a> {
             || self.change_bytes + planned + count * CHANGE_OVERHEAD > self.context.effect_bytes_max
     }
 
-    /// Fails before anything is numbered (rule N6).
-    pub fn full<T>(&self) -> Result<T, Stop> {
-        Err(Stop::Fail(too_large(self.context)))
-    }
-
     fn take_room(&mut self, bytes: usize) -> Result<(), Stop> {
         if self.is_full(1, bytes) {
-            return self.full();
+            return Err(Stop::TooLarge);
         }
         self.change_bytes += bytes + CHANGE_OVERHEAD;
         Ok(())

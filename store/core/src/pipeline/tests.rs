@@ -15,9 +15,11 @@ use braid_proto::pb::RegionEpoch;
 use super::*;
 use crate::record::Record;
 
-/// The applied state, newest versions only.
+mod locking;
+
+/// The applied state: newest versions only, and rows of locks.
 #[derive(Default)]
-struct Applied(BTreeMap<Bytes, Record>);
+struct Applied(BTreeMap<Bytes, Record>, BTreeMap<(Bytes, u64), StoredLock>);
 
 impl BaseView for Applied {
     fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
@@ -71,6 +73,13 @@ impl Applied {
                 self.0.insert(change.key, record);
             }
         }
+        for row in entry.locks {
+            let at = (row.key, row.token.expect("a token").seq);
+            match row.lock {
+                Some(lock) => self.1.insert(at, lock),
+                None => self.1.remove(&at),
+            };
+        }
     }
 }
 
@@ -100,7 +109,7 @@ impl Script {
             unused: 0,
             holes: 0,
         };
-        script.pipeline.on_leader(Term(5));
+        script.pipeline.on_leader(Term(5), Vec::new(), &mut script.effects);
         script
     }
 
@@ -121,7 +130,11 @@ impl Script {
     }
 
     fn submit(&mut self, id: u32, request: Request) {
-        self.pipeline.submit(id, request, EPOCH, true, &mut self.effects);
+        self.work(id, Work::Evaluate(request));
+    }
+
+    fn work(&mut self, id: u32, work: Work) {
+        self.pipeline.submit(id, work, EPOCH, true, &mut self.effects);
         self.pump();
     }
 
@@ -420,7 +433,7 @@ fn a_late_number_of_an_older_term_is_ignored() {
     let (late, _) = script.asked();
     script.pipeline.on_follower(Term(6), None, &mut script.effects);
     assert_eq!(script.answers(), ["1 not leader"]);
-    script.pipeline.on_leader(Term(7));
+    script.pipeline.on_leader(Term(7), Vec::new(), &mut script.effects);
     script.submit(2, put("k", "term seven"));
     script.numbered(late, 10);
     assert!(!script.effects.iter().any(|e| matches!(e, Effect::Propose { .. })));
@@ -449,7 +462,7 @@ fn an_older_role_change_is_ignored() {
     script.pipeline.on_follower(Term(4), None, &mut script.effects);
     assert_eq!(script.pipeline.leading(), Some(Term(5)));
     script.pipeline.on_follower(Term(8), None, &mut script.effects);
-    script.pipeline.on_leader(Term(7));
+    script.pipeline.on_leader(Term(7), Vec::new(), &mut script.effects);
     assert_eq!(script.pipeline.leading(), None);
 }
 
@@ -483,8 +496,8 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
     let mut script = Script::leading(1);
     script.submit(1, put("a", "1"));
     let (batch, _) = script.asked();
-    assert!(script.pipeline.begin_barrier());
-    assert!(!script.pipeline.begin_barrier(), "one barrier at a time");
+    assert!(script.pipeline.begin_barrier(false));
+    assert!(!script.pipeline.begin_barrier(false), "one barrier at a time");
     script.submit(2, put("b", "2"));
     script.numbered(batch, 1);
     let entry = script.proposed();
@@ -502,7 +515,7 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
 #[test]
 fn the_epoch_is_checked_when_the_request_is_evaluated() {
     let mut script = Script::leading(1);
-    assert!(script.pipeline.begin_barrier());
+    assert!(script.pipeline.begin_barrier(false));
     script.submit(1, put("b", "2"));
     let version = EPOCH.version + 1;
     script.pipeline.on_region(Region { id: 7, epoch: Some(RegionEpoch { version, ..EPOCH }), ..Default::default() });

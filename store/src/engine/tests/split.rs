@@ -40,7 +40,7 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
         let mut history = History { revision: 1, ..Default::default() };
         for _ in 0..60 {
             let txn = history.txn(&mut random, 40);
-            parent.apply(&[txn], WriteBatch::default()).expect("applied");
+            parent.apply(&[txn], &[], WriteBatch::default()).expect("applied");
         }
         let before = history.revision;
         let (left_region, right_region) = at_20();
@@ -59,10 +59,18 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
             let mut txn = history.txn(&mut random, 40);
             let (low, high) = std::mem::take(&mut txn.changes).into_iter().partition(|change| change.key < key(20));
             // A region's transaction lies inside it; the other half gets its own number here.
-            left.apply(&[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }], WriteBatch::default())
-                .expect("applied");
+            left.apply(
+                &[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }],
+                &[],
+                WriteBatch::default(),
+            )
+            .expect("applied");
             right
-                .apply(&[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }], WriteBatch::default())
+                .apply(
+                    &[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }],
+                    &[],
+                    WriteBatch::default(),
+                )
                 .expect("applied");
             if step % 8 == 0 {
                 for revision in [1, before - 3, before, before + 1, history.revision - 2, history.revision] {
@@ -87,7 +95,7 @@ fn a_child_says_which_changes_it_does_not_know() {
     let mut history = History { revision: 1, ..Default::default() };
     while history.live(&at_20().1.range(), i64::MAX).is_empty() {
         let txn = history.txn(&mut random, 40);
-        parent.apply(&[txn], WriteBatch::default()).expect("applied");
+        parent.apply(&[txn], &[], WriteBatch::default()).expect("applied");
     }
     let split_at = parent.max_applied();
     let child = RegionData::open(Arc::clone(&db), &at_20().1, Arc::default());
@@ -95,7 +103,11 @@ fn a_child_says_which_changes_it_does_not_know() {
     let mut fresh = put.clone();
     fresh.key = user_key(b"k999");
     child
-        .apply(&[TxnEffect { revision: split_at + 5, changes: vec![fresh], subs: Vec::new() }], WriteBatch::default())
+        .apply(
+            &[TxnEffect { revision: split_at + 5, changes: vec![fresh], subs: Vec::new() }],
+            &[],
+            WriteBatch::default(),
+        )
         .expect("applied");
     let after = |data: &RegionData, revision| {
         let mut seen = 0;
@@ -119,7 +131,7 @@ fn an_empty_region_knows_everything_there_is() {
     let parent = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let put = pb::Change { key: key(1), create_revision: 2, version: 1, ..Default::default() };
     parent
-        .apply(&[TxnEffect { revision: 2, changes: vec![put], subs: Vec::new() }], WriteBatch::default())
+        .apply(&[TxnEffect { revision: 2, changes: vec![put], subs: Vec::new() }], &[], WriteBatch::default())
         .expect("applied");
     let (_, right) = at_20();
     let child = RegionData::open(db, &right, Arc::default());
@@ -140,10 +152,10 @@ fn the_data_of_a_region_lies_in_its_ranges_and_nowhere_else() {
     for _ in 0..60 {
         let mut txn = history.txn(&mut random, 40);
         let (low, high) = std::mem::take(&mut txn.changes).into_iter().partition(|change| change.key < key(20));
-        left.apply(&[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }], WriteBatch::default())
+        left.apply(&[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }], &[], WriteBatch::default())
             .expect("applied");
         right
-            .apply(&[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }], WriteBatch::default())
+            .apply(&[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }], &[], WriteBatch::default())
             .expect("applied");
     }
     // What destroying the left peer does.
@@ -178,8 +190,8 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
     let all = 100..300_u64;
     let created: Vec<TxnEffect> = all.clone().map(|n| put(2, n, 0)).collect();
     let updated: Vec<TxnEffect> = all.clone().map(|n| put(3, n, 2)).collect();
-    data.apply(&created, WriteBatch::default()).expect("applied");
-    data.apply(&updated, WriteBatch::default()).expect("applied");
+    data.apply(&created, &[], WriteBatch::default()).expect("applied");
+    data.apply(&updated, &[], WriteBatch::default()).expect("applied");
     let history = db.cf_handle(HISTORY).expect("a family of the engine");
     let walked = || {
         let lies = data_ranges(&side).into_iter().find(|lies| lies.cf == HISTORY).expect("history is data");
@@ -207,7 +219,7 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
     db.flush_cf(history).expect("flushed");
     assert_eq!(walked(), (200, 200), "in a file");
     let again: Vec<TxnEffect> = all.clone().map(|n| put(4, n, 3)).collect();
-    data.apply(&again, WriteBatch::default()).expect("applied");
+    data.apply(&again, &[], WriteBatch::default()).expect("applied");
     db.flush_cf(history).expect("flushed");
     assert_eq!(walked(), (400, 400), "in two files");
     db.compact_range_cf(history, None::<&[u8]>, None::<&[u8]>);

@@ -117,6 +117,7 @@ impl World {
                 Context { heard: self.heard, heard_is_fresh, compacted: self.naive.compacted, ..Context::default() };
             let view = View { overlay: &self.overlay, base: &self.base };
             let (outcome, rests_on) = match evaluate(&request, &view, &context).unwrap() {
+                Evaluated::TooLarge => panic!("{request:?} is small"),
                 Evaluated::Wait(WaitFor::Bound) => {
                     assert!(!heard_is_fresh, "asked twice for {request:?}");
                     self.waits[0] += 1;

@@ -276,6 +276,7 @@ pub fn shown(evaluated: &Evaluated) -> String {
         Evaluated::Wait(WaitFor::Number(seq)) => format!("wait for number {seq}"),
         Evaluated::Wait(WaitFor::Applied(seq)) => format!("wait until {seq} is applied"),
         Evaluated::Wait(WaitFor::Bound) => "wait for a bound".to_owned(),
+        Evaluated::TooLarge => "too large".to_owned(),
         Evaluated::Fail { error, rests_on } => format!("fail {}: {}{}", error.code, error.message, rests(rests_on)),
         Evaluated::Read { response, rests_on } => format!("read: {}{}", answer(response), rests(rests_on)),
         Evaluated::Write { changes, response, rests_on } => {

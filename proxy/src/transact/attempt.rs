@@ -1,0 +1,202 @@
+//! One attempt at a transaction: look, lock, decide.
+
+use std::sync::Arc;
+
+use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, RangeRequest};
+use braid_proto::key::KeyRange;
+use braid_proto::pb::{Change, DecideRequest, DecideResponse, Share, region_request, region_response};
+use braid_store_client::bound::{self, Bound};
+use braid_store_client::deadline::Patience;
+use braid_store_client::regions::{Ask, NoAnswer};
+use braid_store_client::retry::Kind;
+use braid_store_core::eval::{self, Context, Evaluated, Request};
+use braid_store_core::overlay::Overlay;
+use braid_store_core::view::View;
+use tonic::Status;
+
+use super::fetched::Fetched;
+use super::locks::{Locks, Taken, Wanted};
+use super::plan::{Part, Plan, by_region, surely_writes};
+use super::{BYTES_MAX, CHANGES_MAX, Failed, too_large};
+use crate::kv::range::{overtaken, snapshot, user_range};
+use crate::kv::unexpected;
+use crate::shared::Shared;
+
+/// What an evaluation without placeholders of others comes to.
+enum Outcome {
+    /// Nothing changes; headers are to be filled with the bound.
+    Read(region_response::Result),
+    /// These keys change.
+    Write(Vec<Change>, region_response::Result),
+}
+
+/// Runs a transaction.
+pub async fn run(
+    shared: &Arc<Shared>,
+    request: &Request,
+    patience: Patience,
+) -> Result<region_response::Result, Failed> {
+    let plan = Plan::of(request);
+    let bound = bound::take(&shared.numbers, patience).await?;
+    let past = past(shared, &plan, bound, patience).await?;
+    if plan.locks.is_empty() {
+        return match evaluate(request, &past, bound)? {
+            Outcome::Read(answer) => Ok(filled(answer, None, bound.revision)),
+            Outcome::Write(..) => Err(Status::internal("braid: a transaction without keys changes some").into()),
+        };
+    }
+    let mut past = past;
+    if !surely_writes(request) {
+        let mut state = Fetched::default().with_past_of(past);
+        for (span, _) in &plan.locks {
+            state.add(at_bound(shared, span, bound, patience).await?);
+        }
+        if let Outcome::Read(answer) = evaluate(request, &state, bound)? {
+            return Ok(filled(answer, None, bound.revision));
+        }
+        past = Fetched::default().with_past_of(state);
+    }
+    let parts = parts(shared, &plan, patience).await?;
+    let wanted = Wanted { count_only: false, puts: request.puts() };
+    let (locks, mut taken) = Locks::take(shared, &parts, wanted, patience).await?;
+    let mut state = Fetched::default().with_past_of(past);
+    for lock in &mut taken {
+        for data in std::mem::take(&mut lock.data) {
+            state.add(data.kvs);
+        }
+    }
+    match evaluate(request, &state, bound) {
+        Ok(Outcome::Write(changes, answer)) => {
+            let shares = shares(&taken, changes)?;
+            let revision = decide(shared, locks, shares, patience).await?;
+            Ok(filled(answer, Some(revision), revision - 1))
+        }
+        // While all is locked nothing that it saw can change, so any revision of now is right (rule M1).
+        Ok(Outcome::Read(answer)) => {
+            let bound = bound::take(&shared.numbers, patience).await?;
+            locks.release(patience).await;
+            Ok(filled(answer, None, bound.revision))
+        }
+        Err(failed) => {
+            locks.release(patience).await;
+            Err(failed)
+        }
+    }
+}
+
+/// The regions' parts of what is to be locked, in key order.
+pub async fn parts(shared: &Shared, plan: &Plan, patience: Patience) -> Result<Vec<Part>, Status> {
+    let mut pieces = Vec::new();
+    for (span, exclusive) in &plan.locks {
+        let found = shared.regions.pieces(span, patience).await?;
+        pieces.extend(found.into_iter().map(|(route, piece)| (route, piece, *exclusive)));
+    }
+    Ok(by_region(pieces))
+}
+
+/// Hands the decision to the primary. From then on it is the primary's, whatever becomes of the answer.
+pub async fn decide(shared: &Shared, mut locks: Locks, shares: Vec<Share>, patience: Patience) -> Result<i64, Failed> {
+    let primary = locks.primary().clone();
+    let op = region_request::Op::Decide(DecideRequest { txn: Some(locks.txn()), shares });
+    let ask = Ask { anchor: &primary, within: |_: &_| true, op: &op, kind: Kind::Write, any_replica: false };
+    locks.decided();
+    match shared.regions.ask(ask, patience).await {
+        Ok(region_response::Result::Decide(DecideResponse { over: false, revision })) => Ok(revision),
+        Ok(region_response::Result::Decide(_)) => Err(Failed::Again("over")),
+        Ok(other) => Err(unexpected(other).into()),
+        Err(NoAnswer::Failed(status)) => Err(status.into()),
+        Err(NoAnswer::Spread) => Err(too_large().into()),
+    }
+}
+
+/// Cuts changes, whose places are their sub-revisions, into what is done under each lock.
+fn shares(taken: &[Taken], changes: Vec<Change>) -> Result<Vec<Share>, Failed> {
+    let empty = |lock: &Taken| Share { key: lock.key.clone(), token: Some(lock.token), ..Share::default() };
+    let mut shares: Vec<Share> = taken.iter().map(empty).collect();
+    for (sub, change) in (0_u32..).zip(changes) {
+        let holds = |lock: &Taken| lock.ranges.iter().any(|range: &KeyRange| range.contains(&change.key));
+        let Some(at) = taken.iter().position(holds) else {
+            return Err(Status::internal("braid: a transaction changes a key that it has not locked").into());
+        };
+        shares[at].changes.push(change);
+        shares[at].subs.push(sub);
+    }
+    Ok(shares)
+}
+
+fn evaluate(request: &Request, state: &Fetched, bound: Bound) -> Result<Outcome, Failed> {
+    let context = Context {
+        heard: bound.revision,
+        heard_is_fresh: true,
+        compacted: bound.compacted,
+        effect_bytes_max: BYTES_MAX,
+        effect_changes_max: CHANGES_MAX,
+    };
+    let overlay = Overlay::default();
+    match eval::evaluate(request, &View { overlay: &overlay, base: state }, &context) {
+        Ok(Evaluated::Read { response, .. }) => Ok(Outcome::Read(response)),
+        Ok(Evaluated::Write { changes, response, .. }) => Ok(Outcome::Write(changes, response)),
+        Ok(Evaluated::Fail { error, .. }) => Err(error.into()),
+        Ok(Evaluated::TooLarge) => Err(too_large().into()),
+        Ok(Evaluated::Wait(wait)) => {
+            Err(Status::internal(format!("braid: nothing is in flight, and yet {wait:?}")).into())
+        }
+        Err(damaged) => Err(Status::internal(format!("braid: {damaged}")).into()),
+    }
+}
+
+/// Fills an answer's revisions in.
+fn filled(mut answer: region_response::Result, own: Option<i64>, before: i64) -> region_response::Result {
+    let nothing = |seq| unreachable!("nothing was in flight, and yet the answer names {seq}");
+    eval::fill(&mut answer, &nothing, own, before);
+    answer
+}
+
+/// Reads the ranges that name a revision of their own. One that cannot be read is left for the evaluation to judge.
+async fn past(shared: &Shared, plan: &Plan, bound: Bound, patience: Patience) -> Result<Fetched, Failed> {
+    let mut state = Fetched::default();
+    for range in &plan.past {
+        if bound.read_at(range.revision).is_err() {
+            continue;
+        }
+        let span = KeyRange::user(&range.key, &range.range_end);
+        if span.is_empty() {
+            state.add_past(range, Vec::new());
+            continue;
+        }
+        let all = RangeRequest {
+            key: range.key.clone(),
+            range_end: range.range_end.clone(),
+            revision: range.revision,
+            ..RangeRequest::default()
+        };
+        let found = snapshot(shared, &all, &span, bound, patience).await?;
+        state.add_past(range, found.kvs);
+    }
+    Ok(state)
+}
+
+/// Reads all of `span` at the bound.
+pub async fn at_bound(
+    shared: &Shared,
+    span: &KeyRange,
+    bound: Bound,
+    patience: Patience,
+) -> Result<Vec<braid_proto::etcd::mvccpb::KeyValue>, Failed> {
+    let (key, range_end) = user_range(span);
+    let all = RangeRequest { key, range_end, ..RangeRequest::default() };
+    match snapshot(shared, &all, span, bound, patience).await {
+        Ok(answer) => Ok(answer.kvs),
+        Err(status) if overtaken(&status, 0) => Err(Failed::Again("compacted")),
+        Err(status) => Err(status.into()),
+    }
+}
+
+/// A DeleteRange of few keys, as a transaction like any other.
+pub async fn delete(
+    shared: &Arc<Shared>,
+    delete: &DeleteRangeRequest,
+    patience: Patience,
+) -> Result<region_response::Result, Failed> {
+    run(shared, &Request::DeleteRange(delete.clone()), patience).await
+}
