@@ -22,6 +22,12 @@ use super::state::{Effect, covers};
 use super::words::{op_text, record_text};
 use crate::check::Violation;
 
+/// Said of a key whose version is too low.
+const MISCOUNTED: &str = "the key has counted too few puts";
+
+/// Property of answers that show what came after the revision they name.
+const SNAPSHOT: &str = "snapshot";
+
 /// Who saw something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Witness {
@@ -41,13 +47,16 @@ pub(super) struct Blame<'a> {
     writes: HashMap<i64, (Vec<Bytes>, Option<usize>)>,
     /// Changes that answers lack, with those answers.
     lacking: BTreeMap<(Bytes, i64), Vec<Witness>>,
+    /// Keys of which later records prove nothing: their versions are too low, or the replay was corrected.
+    miscounted: BTreeSet<Bytes>,
     violations: Vec<Violation>,
 }
 
 impl<'a> Blame<'a> {
     pub fn new(history: &'a History, index: &'a Index<'a>) -> Self {
         let (changes, writes) = (HashMap::new(), HashMap::new());
-        Self { history, index, changes, writes, lacking: BTreeMap::new(), violations: Vec::new() }
+        let (lacking, miscounted) = (BTreeMap::new(), BTreeSet::new());
+        Self { history, index, changes, writes, lacking, miscounted, violations: Vec::new() }
     }
 
     /// Notes what changed at a revision.
@@ -60,35 +69,53 @@ impl<'a> Blame<'a> {
         *by = by.or(writer);
     }
 
+    /// Notes that the replay goes on with what the server showed of a key.
+    pub fn corrected(&mut self, key: Bytes) {
+        self.miscounted.insert(key);
+    }
+
     /// Takes all differences of one answer from the state at `view`.
     pub fn all(&mut self, witness: Witness, view: i64, found: Vec<Difference>) {
         let mut lacking = BTreeMap::<i64, BTreeSet<Bytes>>::new();
+        let keys = found.iter().filter_map(|difference| match difference {
+            Difference::Key { key, .. } => Some(key.clone()),
+            Difference::Other(_) => None,
+        });
+        let differing: BTreeSet<Bytes> = keys.collect();
+        let mut too_new = false;
         for difference in found {
             match difference {
                 Difference::Other(what) => {
                     let text = format!("{what}\n  in: {}", self.witness_text(witness));
                     self.violations.push(Violation { property: "wrong answer", text });
                 }
-                Difference::Key { key, right, shown } => match self.key(view, &key, right.as_ref(), shown.as_ref()) {
-                    Meaning::Lacks(revision) => {
-                        lacking.entry(revision).or_default().insert(key);
+                Difference::Key { key, right, shown } => {
+                    match self.key(witness, view, &key, right.as_ref(), shown.as_ref()) {
+                        Meaning::Lacks(revision) => {
+                            lacking.entry(revision).or_default().insert(key);
+                        }
+                        Meaning::Wrong { property, why, other } => {
+                            too_new |= property == SNAPSHOT;
+                            if why == MISCOUNTED {
+                                self.miscounted.insert(key.clone());
+                            }
+                            let text = format!(
+                                "{why}: {} holds {} at @{view}, shown was {}\n  in:    {}{}",
+                                key.escape_ascii(),
+                                record_text(right.as_ref()),
+                                record_text(shown.as_ref()),
+                                self.witness_text(witness),
+                                self.writer_text(other),
+                            );
+                            self.violations.push(Violation { property, text });
+                        }
                     }
-                    Meaning::Wrong { property, why, other } => {
-                        let text = format!(
-                            "{why}: {} holds {} at @{view}, shown was {}\n  in:    {}{}",
-                            key.escape_ascii(),
-                            record_text(right.as_ref()),
-                            record_text(shown.as_ref()),
-                            self.witness_text(witness),
-                            self.writer_text(other),
-                        );
-                        self.violations.push(Violation { property, text });
-                    }
-                },
+                }
             }
         }
-        for (revision, keys) in lacking {
-            match self.other_part(witness, view, revision, &keys) {
+        // An answer from a later state lacks what was deleted until then: that is no fault of its own.
+        for (revision, keys) in lacking.into_iter().filter(|_| !too_new) {
+            match self.other_part(witness, view, revision, &differing) {
                 Some(part) => {
                     let text = format!(
                         "of what happened at @{revision}, {} is shown and {} is not\n  in:    {}{}",
@@ -111,7 +138,9 @@ impl<'a> Blame<'a> {
         let seen = if self.lacking.is_empty() { HashMap::new() } else { self.seen() };
         let mut violations = Vec::new();
         for ((key, revision), witnesses) in &self.lacking {
-            let confirmed = seen.get(&(key.clone(), *revision)).copied().or_else(|| self.seen_gone(key, *revision));
+            let itself = seen.get(&(key.clone(), *revision)).map(|seen| seen.by);
+            let gone = || self.seen_gone(key, *revision);
+            let confirmed = itself.or_else(gone).or_else(|| self.seen_later(key, *revision, &seen));
             let (property, seen) = match confirmed {
                 Some(by) => ("stale read", format!("\n  seen:  {}", self.witness_text(by))),
                 None => ("lost write", String::new()),
@@ -133,7 +162,14 @@ impl<'a> Blame<'a> {
     }
 
     /// What a difference of one key means.
-    fn key(&self, view: i64, key: &Bytes, right: Option<&KeyValue>, shown: Option<&KeyValue>) -> Meaning {
+    fn key(
+        &self,
+        witness: Witness,
+        view: i64,
+        key: &Bytes,
+        right: Option<&KeyValue>,
+        shown: Option<&KeyValue>,
+    ) -> Meaning {
         let writer = shown.and_then(|shown| self.index.writer(shown));
         let wrong = |property, why| Meaning::Wrong { property, why, other: writer };
         if let Some(shown) = shown {
@@ -147,15 +183,25 @@ impl<'a> Blame<'a> {
                 }
                 _ => {}
             }
-            if shown.mod_revision > view {
-                return wrong("snapshot", "this was written later");
+            // A transaction sees what it wrote itself.
+            let own = match witness {
+                Witness::Op(at) => {
+                    matches!(self.history.ops[at].place(), Some(Place::Took(own)) if own == shown.mod_revision)
+                }
+                Witness::Snapshot(_) => false,
+            };
+            if shown.mod_revision > view && !own {
+                return wrong(SNAPSHOT, "this was written later");
             }
         }
         if let (Some(right), Some(shown)) = (right, shown)
             && (&right.value, right.mod_revision) == (&shown.value, shown.mod_revision)
         {
             return match shown.version.cmp(&right.version) {
-                std::cmp::Ordering::Less => wrong("lost write", "the key has counted too few puts"),
+                std::cmp::Ordering::Less => wrong("lost write", MISCOUNTED),
+                std::cmp::Ordering::Greater if shown.create_revision < right.create_revision => {
+                    wrong("lost write", "the key was deleted before it was put again")
+                }
                 std::cmp::Ordering::Greater => wrong("repeated write", "the key has counted too many puts"),
                 std::cmp::Ordering::Equal => wrong("wrong answer", "the record is not right"),
             };
@@ -174,12 +220,12 @@ impl<'a> Blame<'a> {
         changes[..after].last().copied()
     }
 
-    /// A key whose change at a revision the witness shows, though it lacks that of other keys.
-    fn other_part(&self, witness: Witness, view: i64, revision: i64, lacking: &BTreeSet<Bytes>) -> Option<Bytes> {
+    /// A key whose change at a revision the witness rightly shows, though it lacks that of other keys.
+    fn other_part(&self, witness: Witness, view: i64, revision: i64, differing: &BTreeSet<Bytes>) -> Option<Bytes> {
         let (keys, _) = self.writes.get(&revision)?;
         let shown = |key: &&Bytes| {
             let current = self.last_change(key, view).is_some_and(|(last, _)| last == revision);
-            current && !lacking.contains(*key) && self.shows(witness, key)
+            current && !differing.contains(*key) && self.shows(witness, key)
         };
         keys.iter().find(shown).cloned()
     }
@@ -192,19 +238,35 @@ impl<'a> Blame<'a> {
         response.records().iter().any(|record| record.key == *key) || shows_absence(op, key)
     }
 
+    /// Who has seen a record that could not be as it is without this change: a later one of the same life of the key,
+    /// whose version counts the put, or the first one of the next life, which follows the delete.
+    fn seen_later(&self, key: &Bytes, revision: i64, seen: &HashMap<(Bytes, i64), Seen>) -> Option<Witness> {
+        let changes = self.changes.get(key)?;
+        let at = changes.iter().position(|&(at, _)| at == revision)?;
+        let put = changes[at].1;
+        // Only this life of the key, or the one that follows at once: later ones say nothing.
+        let life = changes[at + 1..].iter().take_while(|&&(_, there)| there);
+        let seen = life.filter_map(|&(later, _)| seen.get(&(key.clone(), later)));
+        let mut follows = seen.filter(|seen| {
+            let born = if put { seen.create_revision <= revision } else { seen.create_revision > revision };
+            born && !self.miscounted.contains(key)
+        });
+        follows.next().map(|seen| seen.by)
+    }
+
     /// Who has seen each record.
-    fn seen(&self) -> HashMap<(Bytes, i64), Witness> {
+    fn seen(&self) -> HashMap<(Bytes, i64), Seen> {
         let mut seen = HashMap::new();
+        let mut add = |record: &KeyValue, by| {
+            let create_revision = record.create_revision;
+            seen.insert((record.key.clone(), record.mod_revision), Seen { create_revision, by });
+        };
         for (revision, records) in &self.history.snapshots {
-            for record in records {
-                seen.insert((record.key.clone(), record.mod_revision), Witness::Snapshot(*revision));
-            }
+            records.iter().for_each(|record| add(record, Witness::Snapshot(*revision)));
         }
         for (at, op) in self.history.ops.iter().enumerate() {
             let Outcome::Answered { response, .. } = &op.outcome else { continue };
-            for record in response.records() {
-                seen.insert((record.key.clone(), record.mod_revision), Witness::Op(at));
-            }
+            response.records().into_iter().for_each(|record| add(record, Witness::Op(at)));
         }
         seen
     }
@@ -242,6 +304,12 @@ impl<'a> Blame<'a> {
     fn writer_text(&self, writer: Option<usize>) -> String {
         writer.map_or_else(String::new, |at| format!("\n  write: {}", op_text(&self.history.ops[at])))
     }
+}
+
+/// A record as somebody saw it.
+struct Seen {
+    create_revision: i64,
+    by: Witness,
 }
 
 enum Meaning {

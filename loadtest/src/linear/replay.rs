@@ -132,10 +132,12 @@ impl Replay<'_> {
             .into_iter()
             .partition(|(_, record)| record.as_ref().is_none_or(|record| record.mod_revision == revision));
         let odd = odd.into_iter().map(|(key, shown)| {
+            self.blame.corrected(key.clone());
             let right = self.state.get(&key).cloned();
             Difference::Key { key, right, shown }
         });
-        self.blame.all(Witness::Snapshot(revision), revision, odd.collect());
+        let odd: Vec<_> = odd.collect();
+        self.blame.all(Witness::Snapshot(revision), revision, odd);
         if !effect.is_empty() {
             self.unclaimed += 1;
             let writer = self.unknowns.happened(&mut self.state, revision, &effect);

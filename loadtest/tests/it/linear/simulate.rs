@@ -38,7 +38,7 @@ pub enum Fault {
     SplitWrite,
     /// A put is done twice.
     RepeatedWrite,
-    /// A value appears that nobody put.
+    /// A read shows a value that nobody put.
     Phantom,
     /// A read shows a change above the revision that it names.
     FutureRead,
@@ -77,7 +77,6 @@ impl Default for Options {
 /// A history and whether the fault was committed.
 pub struct Simulated {
     pub history: History,
-    pub server: Server,
     pub committed: bool,
 }
 
@@ -112,6 +111,11 @@ impl Server {
             self.versions.insert(self.revision, self.state.clone());
         }
         (self.revision, response)
+    }
+
+    /// Leaves a hole of so many revisions.
+    pub fn skip(&mut self, revisions: i64) {
+        self.revision += revisions;
     }
 
     /// Reads everything that a history lacks.
@@ -254,7 +258,13 @@ impl Simulation<'_> {
         if hole {
             self.server.revision += 1;
         }
-        let done = self.faulty(at, &request).unwrap_or_else(|| self.server.handle(&request));
+        let refused = matches!(self.doomed[at], Some(Outcome::Refused(_)));
+        let done = match self.faulty(at, &request) {
+            Some(done) => done,
+            // It was to be done all the same, but another one was already.
+            None if refused => return,
+            None => self.server.handle(&request),
+        };
         if self.doomed[at].is_none() {
             self.ops[at].outcome = Outcome::Answered { revision: done.0, response: done.1 };
             let later = self.random.below(20);
@@ -297,7 +307,7 @@ impl Simulation<'_> {
             });
         }
         self.server.complete(&mut history);
-        Simulated { history, server: self.server, committed: self.committed }
+        Simulated { history, committed: self.committed }
     }
 
     /// Commits the fault if it is due and the request gives the occasion.
@@ -327,10 +337,15 @@ impl Simulation<'_> {
             }
             Fault::LostWrite if matches!(request, Request::Put(_)) && answered => {
                 server.revision += 1;
+                // Whoever reads next sees nothing of it. Without a reader nobody could tell.
+                let state = server.state.clone();
+                self.plant_read(state, revision);
                 Some((revision, response))
             }
             Fault::LostDelete if matches!(request, Request::Delete(_)) && response.mutated() && answered => {
                 server.revision += 1;
+                let state = server.state.clone();
+                self.plant_read(state, revision);
                 Some((revision, response))
             }
             Fault::RepeatedRevision if matches!(request, Request::Put(_)) && answered => {
@@ -352,7 +367,7 @@ impl Simulation<'_> {
                 let answer = server.handle(request);
                 before.apply(&half(&txn), answer.0, Some(true));
                 // Who reads next sees just a half; the history is right again afterwards.
-                self.plant_read(before, answer.0, &txn);
+                self.plant_read(before, answer.0);
                 Some(answer)
             }
             Fault::SplitWrite if !answered && response.mutated() => {
@@ -369,18 +384,15 @@ impl Simulation<'_> {
                 server.handle(request);
                 Some(answer)
             }
-            Fault::Phantom => {
-                let Request::Put(put) = request else { return None };
-                let strange = Request::Put(braid_proto::etcd::etcdserverpb::PutRequest {
-                    value: Bytes::from_static(b"strange"),
-                    ..put.clone()
-                });
-                Some(server.handle(&strange))
+            Fault::Phantom if answered => {
+                let Response::Range(mut range) = response else { return None };
+                range.kvs.iter_mut().find(|record| !record.value.contains(&b'='))?.value =
+                    Bytes::from_static(b"strange");
+                Some((revision, Response::Range(range)))
             }
             Fault::FutureRead if plain_read && answered && server.revision - 1 > self.acknowledged => {
-                let mut old = server.at(server.revision - 1);
-                let differs = old.apply(request, 0, None).0 != response;
-                differs.then_some((server.revision - 1, response))
+                let named = server.revision - 1;
+                shows_above(&response, named).then_some((named, response))
             }
             Fault::RefusedWrite if matches!(self.doomed[at], Some(Outcome::Refused(_))) && response.mutated() => {
                 (!request.puts().is_empty()).then(|| server.handle(request))
@@ -398,7 +410,7 @@ impl Simulation<'_> {
                 let Request::Range(range) = request else { return None };
                 let now = Request::Range(RangeRequest { revision: 0, ..range.clone() });
                 let (_, shown) = server.clone().handle(&now);
-                (range.revision > 0 && shown != response).then_some((revision, shown))
+                (range.revision > 0 && shows_above(&shown, range.revision)).then_some((revision, shown))
             }
             Fault::Money if answered => {
                 let Request::Txn(txn) = request else { return None };
@@ -419,8 +431,7 @@ impl Simulation<'_> {
     }
 
     /// Makes an answered read of everything that shows `state` at `revision`.
-    fn plant_read(&mut self, mut state: State, revision: i64, txn: &Request) {
-        assert!(txn.puts().len() > 1);
+    fn plant_read(&mut self, mut state: State, revision: i64) {
         let request = everything(0);
         let response = state.apply(&request, 0, None).0;
         let number = u32::try_from(self.ops.len()).unwrap();
@@ -429,6 +440,11 @@ impl Simulation<'_> {
         self.ops.push(Op { client: self.options.clients + 1, number, sent, ended, request, outcome });
         self.doomed.push(None);
     }
+}
+
+/// Whether a record in it is newer than a revision.
+fn shows_above(response: &Response, revision: i64) -> bool {
+    response.records().iter().any(|record| record.mod_revision > revision)
 }
 
 /// A transaction of at least two puts, compares aside.
