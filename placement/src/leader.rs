@@ -39,6 +39,9 @@ pub struct Memory {
     pub presence: Presence,
     /// Where the regions are.
     pub regions: RegionMap,
+    /// Somebody waits until stores have dropped history below this revision; 0: nobody ever did. Stores learn it from
+    /// their heartbeats. Whoever waits says so again to the next leader.
+    pub drop_below: i64,
 }
 
 /// Everything that the services of a member share.
@@ -73,8 +76,12 @@ impl Shared {
         office: Arc<Office>,
         orders: Arc<dyn StoreOrders>,
     ) -> Self {
-        let memory =
-            Memory { term: Term::INVALID, presence: Presence::new(Instant::now()), regions: RegionMap::default() };
+        let memory = Memory {
+            term: Term::INVALID,
+            presence: Presence::new(Instant::now()),
+            regions: RegionMap::default(),
+            drop_below: 0,
+        };
         let (news, memory) = (Notify::new(), Mutex::new(memory));
         Self { cluster_id, member, members, plan, replica, office, orders, news, memory }
     }
@@ -112,7 +119,7 @@ impl Shared {
         if memory.term < term {
             let first = self.replica.read(|state| state.first_regions().cloned().collect::<Vec<_>>());
             let (presence, regions) = (Presence::new(Instant::now()), RegionMap::begin_with(first));
-            *memory = Memory { term, presence, regions };
+            *memory = Memory { term, presence, regions, drop_below: 0 };
         }
         memory
     }

@@ -7,6 +7,7 @@
 //!  bootstrap   the first regions            ◄──  founding  what the leader does for a young cluster
 //!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin
 //!  presence    who is alive                      split, transfer ──► orders: what stores are told
+//!                                                compaction the boundary below which history is given up
 //!                                                leader    what all of the above share
 //!                                                placement one member: open, follow the role, stop
 //! ```
@@ -15,6 +16,7 @@
 //! what nobody else could tell is replicated. Deliberately absent: moving replicas (there are no schedulers yet).
 
 pub mod bootstrap;
+mod compaction;
 mod founding;
 mod leader;
 mod machine;
@@ -29,5 +31,6 @@ mod split;
 pub mod state;
 mod transfer;
 
+pub use compaction::AutoCompaction;
 pub use placement::{MemberConfig, Placement, PlacementConfig, PlacementError};
 pub use service::{AdminService, PlacementService, SequencerService};

@@ -63,6 +63,7 @@ impl Office {
         sequencer.begin(term, &record, self.now());
         sequencer.set_marks(marks);
         drop(sequencer);
+        metrics::gauge!("braid_compacted_revision").set(marks.boundary() as f64);
         self.pump();
     }
 
@@ -97,6 +98,22 @@ impl Office {
         let mut sequencer = self.sequencer.lock();
         let prepared = sequencer.prepare_report(heard);
         self.release(&mut sequencer, prepared);
+    }
+
+    /// The newest revision, sampled before the lease was checked, or why this member cannot say (rule N3).
+    pub fn bound(&self) -> NumberAnswer {
+        let mut sequencer = self.sequencer.lock();
+        let prepared = sequencer.prepare_bound();
+        self.release(&mut sequencer, prepared)
+    }
+
+    /// Carries what has been applied with every answer from now on.
+    pub fn take_marks(&self) {
+        // Read under the sequencer's lock: two calls that cross must not leave the older marks.
+        let mut sequencer = self.sequencer.lock();
+        let marks = self.replica.read(|state| state.marks());
+        sequencer.set_marks(marks);
+        metrics::gauge!("braid_compacted_revision").set(marks.boundary() as f64);
     }
 
     /// What time alone brings: to be called a few times a second.

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::bootstrap::Plan;
+use crate::compaction::{self, AutoCompaction};
 use crate::founding;
 use crate::leader::Shared;
 use crate::machine::{Machine, Replica, Role};
@@ -74,6 +75,8 @@ pub struct PlacementConfig {
     pub replicas: usize,
     /// Internal keys at which the key space is cut when the cluster begins.
     pub split_keys: Vec<Bytes>,
+    /// What is compacted without being asked.
+    pub auto_compaction: AutoCompaction,
 }
 
 /// Why a member does not start.
@@ -162,7 +165,7 @@ impl Placement {
             // Nobody else can lead; without this the first election waits for its timeout.
             handle.campaign();
         }
-        let leader = tokio::spawn(lead_when_elected(Arc::clone(&shared)));
+        let leader = tokio::spawn(lead_when_elected(Arc::clone(&shared), config.auto_compaction));
         Ok(Self { host, shared, leader })
     }
 
@@ -312,7 +315,7 @@ fn observe(shared: &Shared, role: Role) {
 }
 
 /// Does a leader's work while this member leads, and drops it where it stands when it does not any more.
-async fn lead_when_elected(shared: Arc<Shared>) {
+async fn lead_when_elected(shared: Arc<Shared>, auto: AutoCompaction) {
     let mut roles = shared.replica.role();
     let leads = metrics::gauge!("braid_placement_is_leader");
     loop {
@@ -323,7 +326,7 @@ async fn lead_when_elected(shared: Arc<Shared>) {
                 tracing::info!(%term, "this member leads placement");
                 tokio::select! {
                     changed = roles.changed() => changed,
-                    () = lead(&shared, term) => unreachable!("a leader's work ends with its term"),
+                    () = lead(&shared, term, auto) => unreachable!("a leader's work ends with its term"),
                 }
             }
             Role::Follows(term, leader) => {
@@ -337,7 +340,7 @@ async fn lead_when_elected(shared: Arc<Shared>) {
     }
 }
 
-async fn lead(shared: &Shared, term: Term) {
+async fn lead(shared: &Shared, term: Term, auto: AutoCompaction) {
     let tick = async {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -346,7 +349,7 @@ async fn lead(shared: &Shared, term: Term) {
             shared.office.tick();
         }
     };
-    tokio::join!(founding::found(shared, term), tick);
+    tokio::join!(founding::found(shared, term), tick, compaction::by_itself(shared, term, auto, TICK));
 }
 
 /// Tells this start of the process from every other one.

@@ -32,6 +32,7 @@ struct Heard {
     stats: Option<StoreStats>,
     incarnation: u64,
     said_all: bool,
+    dropped_below: i64,
 }
 
 /// Stores and proxies by their last word.
@@ -62,13 +63,24 @@ impl Presence {
         }
         let same_life = beat.incarnation == heard.incarnation;
         let said_all = beat.full || (same_life && heard.said_all);
-        *heard = Heard { at: Some(now), stats: beat.stats, incarnation: beat.incarnation, said_all };
+        *heard = Heard {
+            at: Some(now),
+            stats: beat.stats,
+            incarnation: beat.incarnation,
+            said_all,
+            dropped_below: beat.dropped_below,
+        };
         if said_all { Beat::Known } else { Beat::WantFull }
     }
 
     /// What a store last said of itself.
     pub fn stats(&self, store: StoreId) -> Option<StoreStats> {
         self.stores.get(&store).and_then(|heard| heard.stats)
+    }
+
+    /// Whether `store` has said that no history below `revision` is on its disk.
+    pub fn has_dropped(&self, store: StoreId, revision: i64) -> bool {
+        self.stores.get(&store).is_some_and(|heard| heard.dropped_below >= revision)
     }
 
     /// For how long a store has been silent, as far as this leader can tell.

@@ -48,10 +48,22 @@ pub const COUNT_MAX: u32 = 1 << 20;
 /// What travels with every answer and is decided elsewhere in placement's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// Newest compacted revision; 0: never compacted.
-    pub compacted: Revision,
+    /// Newest compacted revision; `None`: never compacted.
+    pub compacted: Option<Revision>,
     /// Revision of the users and roles.
     pub auth_revision: u64,
+}
+
+impl Marks {
+    /// Whether `revision` lies above what is compacted. 0 does once, as in etcd, where the boundary begins at -1.
+    pub fn may_compact(&self, revision: Revision) -> bool {
+        revision.0 > self.compacted.map_or(-1, |compacted| compacted.0)
+    }
+
+    /// The compacted revision as it travels: 0 if there is none, which hides as little as compacting at 0 does.
+    pub fn boundary(&self) -> i64 {
+        self.compacted.map_or(0, |compacted| compacted.0)
+    }
 }
 
 /// Effect: commit this window in placement's group, in this term, then report with [`Sequencer::on_window`].
@@ -357,10 +369,15 @@ impl Sequencer {
             epoch: prepared.epoch.0,
             base: block.base.0,
             count: block.count,
-            compacted: prepared.marks.compacted.0,
+            compacted: prepared.marks.boundary(),
             auth_revision: prepared.marks.auth_revision,
             refusal,
         }
+    }
+
+    /// Likewise for somebody who only wants to know the newest revision.
+    pub fn prepare_bound(&mut self) -> Prepared {
+        self.prepare_report(Revision::INITIAL)
     }
 
     /// What travels with answers from now on.

@@ -47,6 +47,8 @@ pub enum Applied {
     Store(StoreId),
     /// The ids from this one on are the proposer's.
     Ids(u64),
+    /// Nothing: so much, or more, is compacted already.
+    CompactedBefore,
     /// It changed nothing; why.
     Refused(String),
 }
@@ -133,6 +135,7 @@ impl State {
             }
             Op::OpenWindow(open) => self.open_window(open),
             Op::CloseWindow(close) => self.close_window(&close),
+            Op::Compact(compact) => self.compact(Revision(compact.revision)),
         }
     }
 
@@ -213,6 +216,15 @@ impl State {
             return (Applied::Done, vec![Row::Window]);
         }
         refused(format!("{epoch} cannot end at {last}: {} has a window up to {}", self.window.epoch, self.window.end))
+    }
+
+    /// A boundary only rises. Whether it lies in the future was judged by the sequencer.
+    fn compact(&mut self, revision: Revision) -> (Applied, Vec<Row>) {
+        if !self.marks.may_compact(revision) {
+            return (Applied::CompactedBefore, Vec::new());
+        }
+        self.marks.compacted = Some(revision);
+        (Applied::Done, vec![Row::Marks])
     }
 }
 

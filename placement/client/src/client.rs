@@ -7,10 +7,11 @@ use std::time::Duration;
 use braid_proto::pb::admin_client::AdminClient;
 use braid_proto::pb::placement_client::PlacementClient as Grpc;
 use braid_proto::pb::{
-    AdminSplitRequest, AdminSplitResponse, AdminTransferLeaderRequest, AdminTransferLeaderResponse, PlacementHeader,
-    ProxyHeartbeatRequest, ProxyHeartbeatResponse, RegionListRequest, RegionListResponse, RegisterStoreRequest,
-    RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest,
-    StoreHeartbeatResponse, StoreListRequest, StoreListResponse,
+    AdminSplitRequest, AdminSplitResponse, AdminTransferLeaderRequest, AdminTransferLeaderResponse,
+    AwaitDroppedRequest, AwaitDroppedResponse, CompactRequest, CompactResponse, PlacementHeader, ProxyHeartbeatRequest,
+    ProxyHeartbeatResponse, RegionListRequest, RegionListResponse, RegisterStoreRequest, RegisterStoreResponse,
+    RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest, StoreHeartbeatResponse,
+    StoreListRequest, StoreListResponse,
 };
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -97,6 +98,10 @@ impl PlacementClient {
         proxy_heartbeat(Grpc, ProxyHeartbeatRequest, Freely) -> ProxyHeartbeatResponse;
         /// Regions from a key on.
         get_routes(Grpc, RouteRequest, Freely) -> RouteResponse;
+        /// Raises the compacted revision. Not repeated once it may have been done: the second time it is an error.
+        compact(Grpc, CompactRequest, IfNotDone) -> CompactResponse;
+        /// Waits until every live store has dropped what a compaction gave up.
+        await_dropped(Grpc, AwaitDroppedRequest, Freely) -> AwaitDroppedResponse;
         /// State of placement.
         get_status(Grpc, StatusRequest, Freely) -> StatusResponse;
         /// All stores.

@@ -65,6 +65,8 @@ pub struct Numbers {
     /// Written by the driver only; epoch first.
     heard_epoch: AtomicU64,
     heard_revision: AtomicI64,
+    /// Newest compacted revision of any answer.
+    compacted: AtomicI64,
     /// Wakes the task: it is to drive.
     work: Notify,
     stop: watch::Sender<bool>,
@@ -101,6 +103,7 @@ impl Numbers {
             local,
             heard_epoch: AtomicU64::new(0),
             heard_revision: AtomicI64::new(0),
+            compacted: AtomicI64::new(0),
             work: Notify::new(),
             stop: watch::Sender::new(false),
             config,
@@ -146,6 +149,11 @@ impl Numbers {
                 return (epoch, revision);
             }
         }
+    }
+
+    /// Newest compacted revision that a sequencer's answer has carried; 0: none. Never goes back.
+    pub fn compacted(&self) -> i64 {
+        self.compacted.load(Ordering::Acquire)
     }
 
     /// Ends the client: whoever waits is told.
@@ -207,6 +215,7 @@ impl Numbers {
             let (epoch, revision) = state.core.heard();
             self.heard_epoch.store(epoch, Ordering::Release);
             self.heard_revision.store(revision, Ordering::Release);
+            self.compacted.fetch_max(answer.compacted, Ordering::AcqRel);
         }
         answered
     }

@@ -16,6 +16,7 @@ use super::*;
 use net::{Net, Port};
 use stores::FakeStores;
 
+mod compaction;
 mod founding;
 mod net;
 mod numbering;
@@ -66,6 +67,7 @@ impl Group {
             members: (1..=members).map(member).collect(),
             replicas: 3,
             split_keys: vec![Bytes::from_static(b"\x20g"), Bytes::from_static(b"\x20p")],
+            auto_compaction: AutoCompaction::Off,
         };
         let mut tuning = Tuning::default();
         tuning.timing.tick = Duration::from_millis(20);

@@ -467,7 +467,7 @@ fn answers_carry_the_marks_of_the_moment_they_were_sampled() {
     let (mut group, mut member) = (Group::default(), sequencer());
     group.elect(&mut member);
     let before = member.prepare(&request(1, 1, 0), group.now);
-    member.set_marks(Marks { compacted: Revision(1), auth_revision: 3 });
+    member.set_marks(Marks { compacted: Some(Revision(1)), auth_revision: 3 });
     let before = member.release(before, true);
     assert_eq!((before.compacted, before.auth_revision), (0, 0));
     let after = ask(&mut member, &request(1, 2, 0));

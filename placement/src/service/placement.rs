@@ -7,12 +7,13 @@ use braid_proto::id::{ClusterId, Incarnation, Revision, StoreId, Term};
 use braid_proto::pb::placement_command::Op;
 use braid_proto::pb::placement_server::Placement;
 use braid_proto::pb::{
-    AdmitStore, PlacementHeader, ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, Region,
-    RegisterStoreRequest, RegisterStoreResponse, RouteRequest, RouteResponse, StatusRequest, StatusResponse,
-    StoreHeartbeatRequest, StoreHeartbeatResponse,
+    AdmitStore, AwaitDroppedRequest, AwaitDroppedResponse, CompactRequest, CompactResponse, PlacementHeader,
+    ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, Region, RegisterStoreRequest, RegisterStoreResponse,
+    RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest, StoreHeartbeatResponse,
 };
 use tonic::{Request, Response, Status};
 
+use crate::compaction::{self, Failed};
 use crate::founding;
 use crate::leader::Shared;
 use crate::presence::Beat;
@@ -85,6 +86,7 @@ impl PlacementService {
             }
             said => answer.want_full = said == Beat::WantFull,
         }
+        answer.drop_below = memory.drop_below;
         if beat.full {
             let led = beat.leaders.iter().filter_map(|report| report.region.as_ref().map(Region::region_id)).collect();
             memory.regions.leads_only(id, &led);
@@ -146,6 +148,7 @@ impl Placement for PlacementService {
         }
         self.hear(term, beat, &mut answer);
         answer.stores = self.shared.stores();
+        answer.compacted = self.shared.replica.read(|state| state.marks().boundary());
         Ok(Response::new(answer))
     }
 
@@ -190,6 +193,39 @@ impl Placement for PlacementService {
         Ok(Response::new(answer))
     }
 
+    async fn compact(&self, request: Request<CompactRequest>) -> Result<Response<CompactResponse>, Status> {
+        let revision = Revision(request.into_inner().revision);
+        let (header, term) = self.shared.header();
+        let mut answer = CompactResponse { header: Some(header), ..Default::default() };
+        let Some(term) = term else { return Ok(Response::new(answer)) };
+        match compaction::compact(&self.shared, term, revision).await {
+            Ok(newest) => answer.revision = newest.0,
+            Err(Failed::Judged { newest, error }) => (answer.revision, answer.error) = (newest.0, Some(error.into())),
+            Err(Failed::NotLeader) => {
+                let not_leader = self.shared.leader_addr();
+                answer.header = Some(PlacementHeader { not_leader, refused: true, ..Default::default() });
+            }
+            Err(Failed::NotYet(why)) => return Err(Status::unavailable(why)),
+            Err(Failed::Unknown(why)) => return Err(Status::deadline_exceeded(why)),
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn await_dropped(
+        &self,
+        request: Request<AwaitDroppedRequest>,
+    ) -> Result<Response<AwaitDroppedResponse>, Status> {
+        let revision = Revision(request.into_inner().revision);
+        let (mut header, term) = self.shared.header();
+        if let Some(term) = term
+            && !compaction::await_dropped(&self.shared, term, revision).await
+        {
+            header = self.shared.header().0;
+            header.refused = true;
+        }
+        Ok(Response::new(AwaitDroppedResponse { header: Some(header) }))
+    }
+
     async fn get_status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(status(&self.shared)))
     }
@@ -225,7 +261,7 @@ fn answer_status(
         revision: sequencer.revision.0,
         window_end: sequencer.window_end.0,
         sequencer_epoch: sequencer.epoch.0,
-        compacted: shared.replica.read(|state| state.marks().compacted.0),
+        compacted: shared.replica.read(|state| state.marks().boundary()),
         waiting_for,
     }
 }

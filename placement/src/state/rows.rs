@@ -93,7 +93,7 @@ impl State {
             }
             Row::Window => stored_window(&self.window).encode_to_vec(),
             Row::Marks => {
-                let (compacted, auth_revision) = (self.marks.compacted.0, self.marks.auth_revision);
+                let (compacted, auth_revision) = (self.marks.compacted.map(|it| it.0), self.marks.auth_revision);
                 StoredMarks { compacted, auth_revision }.encode_to_vec()
             }
         }
@@ -137,7 +137,7 @@ impl State {
             Row::Window => self.window = window(&decode(row, value)?),
             Row::Marks => {
                 let marks: StoredMarks = decode(row, value)?;
-                self.marks = Marks { compacted: Revision(marks.compacted), auth_revision: marks.auth_revision };
+                self.marks = Marks { compacted: marks.compacted.map(Revision), auth_revision: marks.auth_revision };
             }
         }
         Ok(())

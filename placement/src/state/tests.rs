@@ -160,7 +160,17 @@ fn every_row_key_reads_back() {
 
 #[test]
 fn the_marks_row_reads_back() {
-    let state = State { marks: Marks { compacted: Revision(40), auth_revision: 3 }, ..State::default() };
+    let state = State { marks: Marks { compacted: Some(Revision(40)), auth_revision: 3 }, ..State::default() };
     let rows = [(Row::Marks.key(), state.value(Row::Marks))];
     assert_eq!(State::load(rows), Ok(state));
+}
+
+#[test]
+fn the_compacted_revision_only_rises_and_begins_below_zero() {
+    let mut member = Member::default();
+    let mut compact = |revision| member.apply(Op::Compact(braid_proto::pb::Compact { revision }));
+    let steps = [-1, 0, 0, 5, 5, 3, 6].map(&mut compact);
+    let (done, before) = (Applied::Done, Applied::CompactedBefore);
+    assert_eq!(steps, [before.clone(), done.clone(), before.clone(), done.clone(), before.clone(), before, done]);
+    assert_eq!(member.state.marks().boundary(), 6);
 }

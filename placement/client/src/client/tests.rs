@@ -66,6 +66,8 @@ methods! { Placement:
     store_heartbeat(StoreHeartbeatRequest) -> StoreHeartbeatResponse;
     proxy_heartbeat(ProxyHeartbeatRequest) -> ProxyHeartbeatResponse;
     get_routes(RouteRequest) -> RouteResponse;
+    compact(CompactRequest) -> CompactResponse;
+    await_dropped(AwaitDroppedRequest) -> AwaitDroppedResponse;
     get_status(StatusRequest) -> StatusResponse;
 }
 
@@ -105,13 +107,15 @@ async fn every_call_reaches_the_leader() {
     client.store_heartbeat(Default::default(), until).await.unwrap();
     client.proxy_heartbeat(Default::default(), until).await.unwrap();
     client.get_routes(Default::default(), until).await.unwrap();
+    client.compact(Default::default(), until).await.unwrap();
+    client.await_dropped(Default::default(), until).await.unwrap();
     client.get_status(Default::default(), until).await.unwrap();
     client.store_list(Default::default(), until).await.unwrap();
     client.region_list(Default::default(), until).await.unwrap();
     client.region_split(Default::default(), until).await.unwrap();
     client.region_transfer_leader(Default::default(), until).await.unwrap();
     client.status(Default::default(), until).await.unwrap();
-    assert_eq!(leader.calls(), 10);
+    assert_eq!(leader.calls(), 12);
 }
 
 #[tokio::test]
