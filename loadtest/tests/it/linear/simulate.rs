@@ -77,6 +77,7 @@ impl Default for Options {
 /// A history and whether the fault was committed.
 pub struct Simulated {
     pub history: History,
+    pub server: Server,
     pub committed: bool,
 }
 
@@ -307,7 +308,7 @@ impl Simulation<'_> {
             });
         }
         self.server.complete(&mut history);
-        Simulated { history, committed: self.committed }
+        Simulated { history, server: self.server, committed: self.committed }
     }
 
     /// Commits the fault if it is due and the request gives the occasion.
