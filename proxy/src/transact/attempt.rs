@@ -102,7 +102,11 @@ pub async fn decide(shared: &Shared, mut locks: Locks, shares: Vec<Share>, patie
     locks.decided();
     match shared.regions.ask(ask, patience).await {
         Ok(region_response::Result::Decide(DecideResponse { over: false, revision })) => Ok(revision),
-        Ok(region_response::Result::Decide(_)) => Err(Failed::Again("over")),
+        // The primary has given the transaction up, so that it never happens: nobody need wait to find out.
+        Ok(region_response::Result::Decide(_)) => {
+            locks.release(patience).await;
+            Err(Failed::Again("over"))
+        }
         Ok(other) => Err(unexpected(other).into()),
         Err(NoAnswer::Failed(status)) => Err(status.into()),
         Err(NoAnswer::Spread) => Err(too_large().into()),

@@ -99,27 +99,6 @@ async fn a_transaction_inside_one_region_goes_there_whole() {
 }
 
 #[tokio::test]
-async fn a_write_over_several_regions_says_which() {
-    let cluster = Cluster::local(&["h", "p"]).await;
-    let mut client = cluster.client().await;
-    let text = "braid: this transaction touches keys of 2 regions (r1, r3); transactions over several regions are not \
-                available in this version";
-    let spread = TxnRequest { success: vec![put_op("x", "1"), put_op("a", "1")], ..Default::default() };
-    fails(client.txn(spread).await, Code::Unimplemented, text);
-    let in_compare =
-        TxnRequest { compare: vec![mod_is("a", 0)], success: vec![range_op(range("x", ""))], ..Default::default() };
-    fails(client.txn(in_compare).await, Code::Unimplemented, text);
-    let in_failure = TxnRequest { failure: vec![put_op("a", "1"), put_op("x", "1")], ..Default::default() };
-    let failure = client.txn(in_failure).await.expect("no compares: the failure branch never runs");
-    assert_eq!((failure.succeeded, failure.responses.len()), (true, 0));
-    let text = "braid: this delete touches keys of 3 regions (r1, r2, r3); deletes over several regions are not \
-                available in this version";
-    fails(client.delete("a", "\0").await, Code::Unimplemented, text);
-    assert_eq!(cluster.world.take_calls(), [""; 0]);
-    assert_eq!(cluster.world.bound().0, 1, "nothing happened");
-}
-
-#[tokio::test]
 async fn a_batch_of_reads_over_regions_is_one_snapshot() {
     let cluster = Cluster::local(&["h", "p"]).await;
     let mut client = cluster.client().await;

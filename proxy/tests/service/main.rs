@@ -9,4 +9,5 @@ mod kv;
 mod process;
 mod ranges;
 mod remote;
+mod spread;
 mod world;

@@ -15,8 +15,8 @@ use braid_proto::etcd::mvccpb::KeyValue;
 use braid_proto::id::StoreId;
 use braid_proto::key::{KeyRange, user_key};
 use braid_proto::pb::{
-    EpochMismatch, NotLeader, Peer, ReadRequest, Refusal, Region, RegionEpoch, RegionNotFound, RegionRequest,
-    RegionResponse, refusal::Reason, region_request, region_response,
+    DecideResponse, EpochMismatch, HoldResponse, NotLeader, Peer, ReadRequest, Refusal, Region, RegionEpoch,
+    RegionNotFound, RegionRequest, RegionResponse, ReleaseResponse, refusal::Reason, region_request, region_response,
 };
 use braid_proto::range::{Fetch, fetch, finish};
 use braid_proto::service::{BoxFuture, RegionService};
@@ -32,6 +32,8 @@ pub enum Script {
     Answer(region_response::Result),
     /// Does it, but loses the answer.
     DoAndRefuse(Reason),
+    /// All locks were given up meanwhile: a decision finds nothing.
+    Over,
     /// Never answers.
     Hang,
 }
@@ -58,6 +60,11 @@ struct State {
     scripts: HashMap<StoreId, VecDeque<Script>>,
     /// Stores that refuse everything, as a store does that cannot be reached.
     dead: Vec<StoreId>,
+    /// Locks that stand, and how many were ever taken.
+    locks: Vec<locks::Held>,
+    tokens: u64,
+    /// Scripts that begin after so many requests of their store.
+    later: HashMap<StoreId, (usize, Script)>,
     /// Every request that reached a store, as "s1 r2 put".
     calls: Vec<String>,
     /// What placement believes of regions, if it lags.
@@ -95,6 +102,11 @@ impl World {
 
     pub fn script(&self, store: u64, script: Script) {
         self.state.lock().scripts.entry(StoreId(store)).or_default().push_back(script);
+    }
+
+    /// What `store` does with a request after the next `count`.
+    pub fn script_after(&self, store: u64, count: usize, script: Script) {
+        self.state.lock().later.insert(StoreId(store), (count, script));
     }
 
     pub fn kill(&self, store: u64) {
@@ -227,6 +239,9 @@ impl World {
     }
 }
 
+#[path = "locks.rs"]
+mod locks;
+
 struct FakeStore {
     world: Arc<World>,
     id: StoreId,
@@ -238,10 +253,20 @@ impl RegionService for FakeStore {
         let name = op_name(request.op.as_ref());
         state.calls.push(format!("{} r{} {name}", self.id, request.region_id));
         self.world.reached.send_modify(|reached| *reached += 1);
+        if let Some((left, script)) = state.later.remove(&self.id) {
+            match left {
+                0 => state.scripts.entry(self.id).or_default().push_back(script),
+                _ => _ = state.later.insert(self.id, (left - 1, script)),
+            }
+        }
         let result = match state.scripts.get_mut(&self.id).and_then(VecDeque::pop_front) {
             _ if state.dead.contains(&self.id) => refuse(Reason::NotLeader(NotLeader { leader: None })),
             Some(Script::Hang) => return Box::pin(std::future::pending()),
             Some(Script::Refuse(reason)) => refuse(reason),
+            Some(Script::Over) => {
+                state.locks.clear();
+                region_response::Result::Decide(DecideResponse { over: true, revision: 0 })
+            }
             Some(Script::Answer(answer)) => answer,
             Some(Script::DoAndRefuse(reason)) => {
                 state.serve(self.id, request);
@@ -260,6 +285,13 @@ fn op_name(op: Option<&region_request::Op>) -> &'static str {
         Some(region_request::Op::Put(_)) => "put",
         Some(region_request::Op::DeleteRange(_)) => "delete",
         Some(region_request::Op::Txn(_)) => "txn",
+        Some(region_request::Op::Lock(_)) => "lock",
+        Some(region_request::Op::Decide(_)) => "decide",
+        Some(region_request::Op::Release(_)) => "release",
+        Some(region_request::Op::Commit(_)) => "commit",
+        Some(region_request::Op::Outcome(_)) => "outcome",
+        Some(region_request::Op::Hold(_)) => "hold",
+        Some(region_request::Op::Frontier(_)) => "frontier",
         None => "nothing",
     }
 }
@@ -305,6 +337,13 @@ impl State {
                 region_response::Result::DeleteRange(response)
             }
             Some(region_request::Op::Txn(txn)) => region_response::Result::Txn(self.txn(&txn)),
+            Some(region_request::Op::Lock(lock)) => self.lock(region.id, &lock),
+            Some(region_request::Op::Decide(decide)) => self.decide(&decide),
+            Some(region_request::Op::Release(release)) => {
+                self.release(region.id, release.txn);
+                region_response::Result::Release(ReleaseResponse {})
+            }
+            Some(region_request::Op::Hold(_)) => region_response::Result::Hold(HoldResponse { over: false }),
             _ => panic!("a malformed request: {request:?}"),
         }
     }
