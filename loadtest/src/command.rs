@@ -14,6 +14,7 @@ mod differential;
 mod k8s_load;
 mod k8s_verify;
 mod run;
+mod serializability;
 mod soak;
 
 /// Loads, measures and checks any etcd v3 endpoint.
@@ -36,6 +37,8 @@ enum Command {
     Compare(compare::Compare),
     /// Run random programs and compare every answer with a model of etcd's semantics
     Differential(differential::Differential),
+    /// Ask everything at once on few keys, then check that the answers are strictly serializable; break things meanwhile
+    Serializability(serializability::Serializability),
     /// Write steadily, then check that nothing acknowledged was lost; break things meanwhile
     Soak(soak::Soak),
 }
@@ -49,6 +52,7 @@ impl Cli {
             Command::Run(command) => command.run(),
             Command::Compare(command) => command.run(),
             Command::Differential(command) => block_on(command.run()),
+            Command::Serializability(command) => block_on(command.run()),
             Command::Soak(command) => block_on(command.run()),
         }
     }
