@@ -5,6 +5,7 @@ pub mod delete_range;
 pub mod put;
 pub mod range;
 pub mod range_stream;
+mod replicas;
 pub mod txn;
 
 use std::sync::Arc;

@@ -9,13 +9,13 @@
 //!    that is not enough, a second round fetches the missing keys, and by then it is known where they are.
 //! 4. Put the parts together ([`braid_proto::range`]); the header says R.
 //!
-//! A request that named no revision and is overtaken by a compaction starts again with a new R (rule Q5). A serializable
-//! request is answered by any replica if one region holds its range; over many regions it is served like any other.
+//! A request that named no revision and is overtaken by a compaction starts again with a new R (rule Q5). Serializable
+//! requests go their own way ([`replicas`]).
 
 use std::sync::Arc;
 
 use braid_proto::check;
-use braid_proto::error;
+use braid_proto::error::{self, EtcdStatus};
 use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use braid_proto::etcd::mvccpb::KeyValue;
 use braid_proto::key::{KeyRange, TAG_USER, strip_user, user_key};
@@ -24,9 +24,9 @@ use braid_proto::range::{Fetch, fetch, for_each_region, merge};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{StreamExt, TryStreamExt};
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::unexpected;
+use super::{replicas, unexpected};
 use crate::shared::Shared;
 use braid_store_client::bound::{self, Bound};
 use braid_store_client::deadline::Patience;
@@ -44,15 +44,17 @@ type Piece = (Arc<Route>, KeyRange);
 ///
 /// # Errors
 /// What etcd would answer.
-pub async fn range(shared: &Shared, request: RangeRequest, patience: Patience) -> Result<RangeResponse, Status> {
+pub async fn range(shared: &Shared, mut request: RangeRequest, patience: Patience) -> Result<RangeResponse, Status> {
     check::range(&request)?;
-    if request.range_end.is_empty() {
-        let anchor = user_key(&request.key);
-        return match ask_one(shared, &anchor, |_| true, request, 0, patience).await {
-            Ok(answer) => Ok(answer),
-            Err((NoAnswer::Failed(status), _)) => Err(status),
-            Err((NoAnswer::Spread, _)) => Err(Status::internal("braid: one key cannot lie in two regions")),
-        };
+    if request.serializable {
+        match replicas::range(shared, &request, patience).await {
+            // A revision that the replicas have not come to: it is in the future only if the leaders say so. Or they are
+            // so far behind that what they could answer is compacted.
+            Err(status) if is(&status, error::FUTURE_REVISION) || overtaken(&status, request.revision) => {
+                request.serializable = false;
+            }
+            answer => return answer,
+        }
     }
     let span = KeyRange::user(&request.key, &request.range_end);
     if span.is_empty() {
@@ -61,11 +63,15 @@ pub async fn range(shared: &Shared, request: RangeRequest, patience: Patience) -
         let header = Some(ResponseHeader { revision: bound.revision, ..Default::default() });
         return Ok(RangeResponse { header, ..Default::default() });
     }
-    match ask_one(shared, &span.start, |range| range.contains_range(&span), request, 0, patience).await {
+    match ask_one(shared, &span, request, 0, patience).await {
         Ok(answer) => Ok(answer),
         Err((NoAnswer::Failed(status), _)) => Err(status),
         Err((NoAnswer::Spread, request)) => at_a_bound(shared, &request, &span, patience).await,
     }
+}
+
+fn is(status: &Status, error: EtcdStatus) -> bool {
+    status.code() == error.code && status.message() == error.message
 }
 
 /// Reads one snapshot of a range over many regions.
@@ -90,7 +96,7 @@ async fn at_a_bound(
 
 /// Whether a read at a bound has lost its history to a compaction, though the client named no revision.
 pub(crate) fn overtaken(status: &Status, asked: i64) -> bool {
-    asked <= 0 && status.code() == Code::OutOfRange && status.message() == error::COMPACTED.message
+    asked <= 0 && is(status, error::COMPACTED)
 }
 
 /// Reads a range at the revision that `request` names, or else at the bound.
@@ -139,7 +145,7 @@ pub(super) async fn next_keys(
 }
 
 /// Asks every region of `span` for its part of `request`, which names its revision, and puts the parts together.
-fn spread_out(
+pub(super) fn spread_out(
     shared: &Shared,
     request: RangeRequest,
     span: KeyRange,
@@ -210,26 +216,25 @@ async fn ask_piece(
     let (key, range_end) = user_range(&span);
     let read_at = request.revision;
     let request = RangeRequest { key, range_end, ..request };
-    let within = |range: &KeyRange| range.contains_range(&span);
-    match ask_one(shared, &span.start, within, request, read_at, patience).await {
+    match ask_one(shared, &span, request, read_at, patience).await {
         Ok(answer) => Ok(answer),
         Err((NoAnswer::Failed(status), _)) => Err(status),
         Err((NoAnswer::Spread, request)) => spread_out(shared, request, span, patience).await,
     }
 }
 
-/// Asks one region. Gives the request back if it touches several.
-async fn ask_one(
+/// Asks one region. Gives the request back if its range, `span`, lies in several.
+pub(super) async fn ask_one(
     shared: &Shared,
-    anchor: &[u8],
-    within: impl Fn(&KeyRange) -> bool,
+    span: &KeyRange,
     request: RangeRequest,
     read_at: i64,
     patience: Patience,
 ) -> Result<RangeResponse, (NoAnswer, RangeRequest)> {
-    let any_replica = request.serializable && read_at == 0;
+    let any_replica = request.serializable;
     let op = region_request::Op::Read(ReadRequest { range: Some(request), read_at });
-    let ask = Ask { anchor, within, op: &op, kind: Kind::Read, any_replica };
+    let within = |range: &KeyRange| range.contains_range(span);
+    let ask = Ask { anchor: &span.start, within, op: &op, kind: Kind::Read, any_replica };
     let failed = match shared.regions.ask(ask, patience).await {
         Ok(region_response::Result::Range(answer)) => return Ok(answer),
         Ok(other) => NoAnswer::Failed(unexpected(other)),

@@ -23,6 +23,28 @@ async fn cluster() -> (Cluster, Client) {
 }
 
 #[tokio::test]
+async fn a_serializable_range_over_regions_is_one_snapshot_of_the_replicas() {
+    let mut cluster = Cluster::local(&["h", "p"]).await;
+    let mut client = cluster.client().await;
+    for key in ["a", "i", "x"] {
+        cluster.world.put(key, "v");
+    }
+    client.range(range("a", "\0")).await.expect("routes are known from now on");
+    cluster.kill_placement();
+    (1..=3).for_each(|region| cluster.world.lead(region, 0));
+    cluster.world.take_calls();
+    let stale = RangeRequest { serializable: true, ..range("a", "\0") };
+    let answer = client.range(stale.clone()).await.expect("served without leaders");
+    assert_eq!((keys(&answer).as_str(), revision(&answer.header)), ("a i x", 4));
+    let calls = cluster.world.take_calls();
+    assert_eq!(calls.iter().filter(|call| call.ends_with("frontier")).count(), 3);
+    let limited = client.range(RangeRequest { limit: 2, ..stale.clone() }).await.expect("served");
+    assert_eq!((keys(&limited).as_str(), limited.count, limited.more), ("a i", 3, true));
+    let old = client.range(RangeRequest { revision: 2, ..stale }).await.expect("served");
+    assert_eq!((keys(&old).as_str(), revision(&old.header)), ("a", 4));
+}
+
+#[tokio::test]
 async fn every_order_limit_and_filter_is_as_in_one_region() {
     let (cluster, mut client) = cluster().await;
     let latest = cluster.world.bound().0;

@@ -15,8 +15,9 @@ use braid_proto::etcd::mvccpb::KeyValue;
 use braid_proto::id::StoreId;
 use braid_proto::key::{KeyRange, user_key};
 use braid_proto::pb::{
-    DecideResponse, EpochMismatch, HoldResponse, NotLeader, Peer, ReadRequest, Refusal, Region, RegionEpoch,
-    RegionNotFound, RegionRequest, RegionResponse, ReleaseResponse, refusal::Reason, region_request, region_response,
+    DecideResponse, EpochMismatch, FrontierResponse, HoldResponse, NotLeader, Peer, ReadRequest, Refusal, Region,
+    RegionEpoch, RegionNotFound, RegionRequest, RegionResponse, ReleaseResponse, refusal::Reason, region_request,
+    region_response,
 };
 use braid_proto::range::{Fetch, fetch, finish};
 use braid_proto::service::{BoxFuture, RegionService};
@@ -315,8 +316,11 @@ impl State {
             let current = self.regions.iter().map(|(region, _)| region.clone()).collect();
             return refuse(Reason::EpochMismatch(EpochMismatch { current }));
         }
-        let stale = matches!(&request.op, Some(region_request::Op::Read(ReadRequest { range: Some(range), read_at: 0 }))
-            if range.serializable);
+        let stale = match &request.op {
+            Some(region_request::Op::Read(ReadRequest { range: Some(range), .. })) => range.serializable,
+            Some(region_request::Op::Frontier(frontier)) => !frontier.leader,
+            _ => false,
+        };
         if leader != store && !stale {
             let leader = leader.is_valid().then(|| region.peer_on(leader).copied()).flatten();
             return refuse(Reason::NotLeader(NotLeader { leader }));
@@ -342,6 +346,9 @@ impl State {
             Some(region_request::Op::Release(release)) => {
                 self.release(region.id, release.txn);
                 region_response::Result::Release(ReleaseResponse {})
+            }
+            Some(region_request::Op::Frontier(_)) => {
+                region_response::Result::Frontier(FrontierResponse { revision: self.revision, index: 0 })
             }
             Some(region_request::Op::Hold(_)) => region_response::Result::Hold(HoldResponse { over: false }),
             _ => panic!("a malformed request: {request:?}"),
