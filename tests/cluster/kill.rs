@@ -20,7 +20,7 @@ const SNAPSHOTS: &str = "braid_raft_snapshots_received_total";
 const TRUNCATIONS: &str = "braid_raft_log_truncations_total";
 
 /// One prefix for each of eight regions that are cut evenly over printable ASCII.
-fn prefixes() -> Vec<String> {
+pub fn prefixes() -> Vec<String> {
     ["!a/", "/b/", ":c/", "Fd/", "Qe/", "^f/", "ig/", "~h/"].map(str::to_owned).to_vec()
 }
 
@@ -48,7 +48,7 @@ fn counted(metrics: &str, name: &str) -> Option<f64> {
 }
 
 /// Waits until no replica is behind: every region has a leader, and no leader misses a peer.
-fn wait_whole(cluster: &Cluster, regions: usize) {
+pub fn wait_whole(cluster: &Cluster, regions: usize) {
     wait_for("every region to have a leader and all its peers", || {
         let list = cluster.admin(&["region", "list"])["regions"].as_array()?.clone();
         let whole = list.iter().all(|region| {

@@ -7,6 +7,7 @@
 //! - `admin`: `braid admin` against a running cluster.
 //! - `restart`: stop, start again, everything is there.
 //! - `kill`: processes are killed under load; every acknowledged write survives.
+//! - `serializability`: processes are killed under transactions; what clients were told is strictly serializable.
 //!
 //! Clusters start on free loopback ports below the range of outgoing connections, so that a killed process finds its
 //! port free when it comes back. One cluster runs at a time: they share the machine's few cores.
@@ -16,6 +17,7 @@ mod etcdctl;
 mod harness;
 mod kill;
 mod restart;
+mod serializability;
 mod startup;
 mod tour;
 mod web;
