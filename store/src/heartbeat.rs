@@ -9,9 +9,10 @@ use braid_host::transport::AddressBook;
 use braid_placement_client::PlacementClient;
 use braid_proto::id::{ClusterId, RegionId, StoreId};
 use braid_proto::pb::{Domain, RegionReport, Store, StoreHeartbeatRequest, StoreStats};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::compaction::{Compaction, Heard};
 use crate::engine;
 use crate::machine::Regions;
 use crate::region::Shared;
@@ -33,6 +34,10 @@ pub struct Heartbeat {
     pub regions: Arc<Regions>,
     /// Numbers and space.
     pub shared: Arc<Shared>,
+    /// Drops compacted history.
+    pub compaction: Arc<Compaction>,
+    /// Notified when placement should hear of this store before its time.
+    pub news: Arc<Notify>,
     /// Whom to tell.
     pub placement: Arc<PlacementClient>,
     /// Where the addresses of other stores go.
@@ -49,6 +54,7 @@ impl Heartbeat {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                () = self.news.notified() => {}
                 _ = stop.changed() => return,
             }
             full = tokio::select! {
@@ -72,12 +78,13 @@ impl Heartbeat {
             stats: Some(stats),
             leaders,
             full,
-            dropped_below: 0,
+            dropped_below: self.compaction.dropped_below(),
         };
         match self.placement.store_heartbeat(request, tokio::time::Instant::now() + PATIENCE).await {
             Ok(answer) => {
                 *told = led;
                 self.learn(&answer.stores);
+                self.look(answer.compacted, answer.drop_below);
                 if !answer.failed.is_empty() {
                     tracing::error!(store = %self.store_id, why = answer.failed, "placement refuses this store");
                 }
@@ -85,6 +92,7 @@ impl Heartbeat {
             }
             Err(error) => {
                 tracing::warn!(store = %self.store_id, %error, "placement did not take the heartbeat");
+                self.look(0, 0);
                 true
             }
         }
@@ -113,6 +121,13 @@ impl Heartbeat {
             leaders: leaders as u32,
             heard_revision: self.shared.numbers.heard().1,
         }
+    }
+
+    /// Passes on what is compacted: a busy store hears it first from the sequencer, an idle one only from placement.
+    fn look(&self, compacted: i64, drop_below: i64) {
+        let numbers = &self.shared.numbers;
+        let compacted = compacted.max(numbers.compacted());
+        self.compaction.look(Heard { compacted, drop_below, newest: numbers.heard().1 });
     }
 
     fn learn(&self, stores: &[Store]) {

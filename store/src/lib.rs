@@ -10,6 +10,7 @@
 //!
 //! Deliberately absent: routing (the proxy's), the choice of stores (placement's), client headers (the proxy's).
 
+mod compaction;
 pub mod engine;
 mod frontier;
 mod heartbeat;

@@ -14,10 +14,11 @@ use braid_proto::service::RegionService;
 use braid_store_client::Regions as Cluster;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::compaction::Compaction;
 use crate::engine::{Boundary, EngineOptions};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
@@ -103,6 +104,7 @@ pub struct Store {
     local: Arc<LocalRegions>,
     orders: Arc<Orders>,
     cluster: Arc<Cluster>,
+    compaction: Arc<Compaction>,
     stop: watch::Sender<bool>,
     heartbeat: JoinHandle<()>,
     ticker: JoinHandle<()>,
@@ -136,6 +138,10 @@ impl Store {
         let orders = Arc::new(Orders::new(config.store_id, Arc::clone(&host), Arc::clone(&regions)));
         let local = Arc::new(LocalRegions::new(Arc::clone(&regions)));
         cluster.add_local(config.store_id, Arc::clone(&local) as Arc<dyn RegionService>);
+        let news = Arc::new(Notify::new());
+        let tell = Arc::clone(&news);
+        let compaction = Compaction::start(host.db(), Arc::clone(&shared.boundary), move || tell.notify_one());
+        let compaction = Arc::new(compaction.map_err(|error| OpenError::Refused(format!("no thread: {error}")))?);
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat {
             cluster_id: config.cluster_id,
@@ -143,12 +149,14 @@ impl Store {
             host: Arc::clone(&host),
             regions: Arc::clone(&regions),
             shared,
+            compaction: Arc::clone(&compaction),
+            news,
             placement,
             addresses,
         };
         let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
         let heartbeat = tokio::spawn(heartbeat.run(stopped));
-        Ok(Self { config, host, regions, local, orders, cluster, stop, heartbeat, ticker })
+        Ok(Self { config, host, regions, local, orders, cluster, compaction, stop, heartbeat, ticker })
     }
 
     /// Its id.
@@ -200,8 +208,12 @@ impl Store {
         _ = self.heartbeat.await;
         _ = self.ticker.await;
         self.cluster.remove_local(self.config.store_id);
-        let host = self.host;
-        if let Err(error) = tokio::task::spawn_blocking(move || host.shutdown()).await {
+        let (host, compaction) = (self.host, self.compaction);
+        let ended = tokio::task::spawn_blocking(move || {
+            compaction.stop();
+            host.shutdown();
+        });
+        if let Err(error) = ended.await {
             tracing::error!(%error, "the store's host did not stop cleanly");
         }
     }

@@ -33,10 +33,12 @@ use super::unreadable;
 pub struct Boundary {
     /// Inclusive: reads at it succeed. Durable before it is here. Rises only; 0 until something has been compacted.
     value: Arc<AtomicI64>,
+    /// See [`Self::dropped`].
+    dropped: AtomicI64,
     /// Set once, when the database is open.
     db: OnceLock<Arc<DB>>,
-    /// Held while it is raised.
-    raising: Mutex<()>,
+    /// Held while the row is written.
+    writing: Mutex<()>,
 }
 
 impl Boundary {
@@ -47,10 +49,11 @@ impl Boundary {
     pub fn open(&self, db: &Arc<DB>) -> Result<(), Damaged> {
         let family = super::scan::Reader::now(db).family(EVENTS);
         let found = db.get_cf(family, StoredKey::Boundary.encode()).map_err(|error| unreadable(EVENTS, &error))?;
-        if let Some(value) = found {
-            let stored = value[..].try_into().map(i64::from_be_bytes);
-            let stored = stored.map_err(|_| Damaged(format!("the compaction boundary is damaged: {value:02x?}")))?;
-            self.value.fetch_max(stored, Ordering::SeqCst);
+        if let Some(row) = found {
+            let (value, dropped) =
+                decode(&row).ok_or_else(|| Damaged(format!("the compaction boundary is damaged: {row:02x?}")))?;
+            self.value.fetch_max(value, Ordering::SeqCst);
+            self.dropped.fetch_max(dropped, Ordering::SeqCst);
         }
         _ = self.db.set(Arc::clone(db));
         Ok(())
@@ -69,28 +72,52 @@ impl Boundary {
     /// # Panics
     /// If the database is not open yet.
     pub fn raise(&self, to: i64) -> Result<bool, Damaged> {
-        let _one_raises = self.raising.lock();
+        let _one_writes = self.writing.lock();
         if to <= self.get() {
             return Ok(false);
         }
-        let db = self.db.get().expect("the database is opened before the boundary is raised");
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        let family = super::scan::Reader::now(db).family(EVENTS);
-        db.put_cf_opt(family, StoredKey::Boundary.encode(), to.to_be_bytes(), &options)
-            .map_err(|error| Damaged(format!("the compaction boundary cannot be written: {error}")))?;
+        self.write(to, self.dropped(), true)?;
         // CRASH: durable and not in use. Safe: it will be in use after the start.
         self.value.store(to, Ordering::SeqCst);
         Ok(true)
     }
 
+    /// The boundary for which all history has been gone through: what was here then and lay below it is gone.
+    pub fn dropped(&self) -> i64 {
+        self.dropped.load(Ordering::SeqCst)
+    }
+
+    /// All history has been gone through for `below`. Written without haste: lost, it is gone through once more.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note_dropped(&self, below: i64) -> Result<(), Damaged> {
+        let _one_writes = self.writing.lock();
+        self.write(self.get(), below, false)?;
+        self.dropped.fetch_max(below, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn write(&self, value: i64, dropped: i64, sync: bool) -> Result<(), Damaged> {
+        let db = self.db.get().expect("the database is opened before the boundary is raised");
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        let row = [value.to_be_bytes(), dropped.to_be_bytes()].concat();
+        let family = super::scan::Reader::now(db).family(EVENTS);
+        db.put_cf_opt(family, StoredKey::Boundary.encode(), row, &options)
+            .map_err(|error| Damaged(format!("the compaction boundary cannot be written: {error}")))
+    }
+
     /// What drops history below it, for the options of a column family.
     pub(super) fn filter(&self, family: &'static str) -> Filters {
-        Filters {
-            value: Arc::clone(&self.value),
-            judge: if family == EVENTS { event_is_gone } else { version_is_gone },
-        }
+        let judge = if family == EVENTS { event_is_gone } else { version_is_gone };
+        Filters { value: Arc::clone(&self.value), family, judge }
     }
+}
+
+fn decode(row: &[u8]) -> Option<(i64, i64)> {
+    let (value, dropped) = row.split_first_chunk::<8>()?;
+    Some((i64::from_be_bytes(*value), i64::from_be_bytes(dropped.try_into().ok()?)))
 }
 
 /// Whether a row may go, given its key, its value and the boundary.
@@ -110,6 +137,7 @@ fn event_is_gone(row: &[u8], _: &[u8], boundary: i64) -> bool {
 /// Makes a filter for each compaction.
 pub(super) struct Filters {
     value: Arc<AtomicI64>,
+    family: &'static str,
     judge: Judge,
 }
 
@@ -117,7 +145,8 @@ impl CompactionFilterFactory for Filters {
     type Filter = Filter;
 
     fn create(&mut self, _: CompactionFilterContext) -> Filter {
-        Filter { boundary: self.value.load(Ordering::SeqCst), judge: self.judge }
+        let boundary = self.value.load(Ordering::SeqCst);
+        Filter { boundary, family: self.family, judge: self.judge, dropped: 0 }
     }
 
     fn name(&self) -> &CStr {
@@ -125,19 +154,33 @@ impl CompactionFilterFactory for Filters {
     }
 }
 
-/// Drops what lies below a boundary.
+/// Drops what lies below a boundary, in one compaction.
 pub(super) struct Filter {
     boundary: i64,
+    family: &'static str,
     judge: Judge,
+    dropped: u64,
 }
 
 impl CompactionFilter for Filter {
     fn filter(&mut self, _: u32, key: &[u8], value: &[u8]) -> Decision {
-        if (self.judge)(key, value, self.boundary) { Decision::Remove } else { Decision::Keep }
+        if !(self.judge)(key, value, self.boundary) {
+            return Decision::Keep;
+        }
+        self.dropped += 1;
+        Decision::Remove
     }
 
     fn name(&self) -> &CStr {
         c"braid.compaction"
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        if self.dropped > 0 {
+            metrics::counter!("braid_history_rows_dropped_total", "family" => self.family).increment(self.dropped);
+        }
     }
 }
 

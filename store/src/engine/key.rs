@@ -70,7 +70,8 @@ pub enum StoredKey {
         region: RegionId,
     },
     /// `events`: one zero byte; sorts before every region.
-    /// Value: revision 8 bytes: the store's compaction boundary. Absent: nothing was ever compacted.
+    /// Value: revision 8 bytes: the store's compaction boundary; revision 8 bytes: the boundary for which all history has
+    /// been gone through. Absent: nothing was ever compacted.
     Boundary,
     /// `locks`: escaped internal key, then the lock's token: region id, term, seq, 8 bytes each.
     /// Value: the lock (`StoredLock`).

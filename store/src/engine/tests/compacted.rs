@@ -68,12 +68,12 @@ impl Scene {
 
     fn reopen(self) -> Self {
         let Self { dir, db, boundary, data, history, made, random } = self;
-        let (was, applied) = (boundary.get(), data.max_applied());
+        let (was, applied) = ((boundary.get(), boundary.dropped()), data.max_applied());
         drop((db, boundary, data));
         let boundary = Arc::new(Boundary::default());
         let db = open_with(&dir, &boundary);
         boundary.open(&db).expect("readable");
-        assert_eq!(boundary.get(), was, "the boundary is durable");
+        assert_eq!((boundary.get(), boundary.dropped()), was, "the boundary is durable");
         let data = RegionData::open(Arc::clone(&db), &region(), Arc::clone(&boundary));
         assert_eq!(data.max_applied(), applied, "known without events");
         Self { dir, db, boundary, data, history, made, random }
@@ -167,6 +167,7 @@ fn a_full_pass_leaves_exactly_what_the_boundary_needs() {
     let boundary = scene.history.revision / 2;
     assert!(scene.boundary.raise(boundary).expect("written"));
     scene.compact_all();
+    scene.boundary.note_dropped(boundary).expect("written");
     let kept: Vec<_> = scene.made.iter().filter(|(revision, ..)| *revision >= boundary).collect();
     let events = scene.rows(EVENTS).into_iter().filter(|row| matches!(row, StoredKey::Event { .. })).count();
     assert_eq!(events, kept.len());
