@@ -84,7 +84,7 @@ async fn ask_leader(region: &Arc<RegionPeer>) {
         words.asked = Some(Instant::now());
     }
     let anchor = region.handle().region().start.clone();
-    let op = region_request::Op::Frontier(FrontierRequest { leader: true });
+    let op = region_request::Op::Frontier(FrontierRequest { leader: true, at_least: 0 });
     let ask = Ask { anchor: &anchor, within: |_: &_| true, op: &op, kind: Kind::Read, any_replica: false };
     let said = region.shared().cluster.ask(ask, Patience::within(LEADER_PATIENCE)).await;
     if let Ok(region_response::Result::Frontier(said)) = said {

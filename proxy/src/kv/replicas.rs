@@ -68,7 +68,7 @@ async fn least(shared: &Shared, span: &KeyRange, patience: Patience) -> Result<i
 
 /// The frontier of a replica of each region of `piece`: it was one region when it was looked up.
 async fn frontier(shared: &Shared, piece: &KeyRange, patience: Patience) -> Result<i64, Status> {
-    let op = region_request::Op::Frontier(FrontierRequest { leader: false });
+    let op = region_request::Op::Frontier(FrontierRequest { leader: false, at_least: 0 });
     let within = |range: &KeyRange| range.contains_range(piece);
     let ask = Ask { anchor: &piece.start, within, op: &op, kind: Kind::Read, any_replica: true };
     match shared.regions.ask(ask, patience).await {
