@@ -41,6 +41,12 @@ pub trait BaseView {
 
     /// How many keys of `range` were live at `revision`.
     fn count_at(&self, range: &KeyRange, revision: i64) -> Result<u64, Damaged>;
+
+    /// Below this, history may be gone, also while it is read: to be asked after the last read at an older revision
+    /// (rule C2). 0: nothing is ever dropped.
+    fn boundary(&self) -> i64 {
+        0
+    }
 }
 
 /// The overlay over the base: where both know a key, the overlay is right (rule O6).

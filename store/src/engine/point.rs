@@ -83,6 +83,10 @@ impl RegionData {
 
 /// Each call reads the region as it is then. What is applied between two calls comes from the leader's overlay above.
 impl BaseView for RegionData {
+    fn boundary(&self) -> i64 {
+        self.boundary.get()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
         self.get_latest(key)
     }
@@ -122,6 +126,10 @@ impl Counting<'_> {
 }
 
 impl BaseView for Counting<'_> {
+    fn boundary(&self) -> i64 {
+        self.snapshot.boundary()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
         self.snapshot.get(key)
     }

@@ -82,6 +82,10 @@ impl Snapshot {
 }
 
 impl BaseView for Snapshot {
+    fn boundary(&self) -> i64 {
+        self.boundary.get()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
         self.reader().latest(key)
     }

@@ -26,7 +26,8 @@ pub fn fill(response: &mut region_response::Result, lookup: &dyn Fn(u64) -> i64,
         | region_response::Result::Commit(_)
         | region_response::Result::Outcome(_)
         | region_response::Result::Hold(_)
-        | region_response::Result::Frontier(_) => {}
+        | region_response::Result::Frontier(_)
+        | region_response::Result::Hash(_) => {}
     }
 }
 

@@ -36,18 +36,16 @@ pub fn read(
 
 /// Checks the revision that a range inside a transaction names, against the state before.
 ///
-/// The state before lies at the counter just before this item, which is not below `heard`. A revision above that is in
-/// the future if `heard` is fresh, and otherwise worth asking about.
+/// The state before lies at the counter just before this item, which is not below `heard`. Whether a revision lies above
+/// that, or below what has been compacted since, takes a fresh bound to say.
 pub fn check(run: &Run<'_>, request: &RangeRequest) -> Result<(), Stop> {
     // As in etcd, where the boundary is -1 until something has been compacted, and negative revisions are compared too.
     let boundary = if run.context.compacted > 0 { run.context.compacted } else { -1 };
     match request.revision {
         0 => Ok(()),
-        future if future > run.context.heard => match run.context.heard_is_fresh {
-            true => Err(fail(error::FUTURE_REVISION)),
-            false => Err(Stop::Wait(WaitFor::Bound)),
-        },
         past if past < boundary => Err(fail(error::COMPACTED)),
+        _ if !run.context.heard_is_fresh => Err(Stop::Wait(WaitFor::Bound)),
+        future if future > run.context.heard => Err(fail(error::FUTURE_REVISION)),
         _ => Ok(()),
     }
 }
@@ -62,10 +60,12 @@ pub fn range(run: &mut Run<'_>, request: &RangeRequest) -> Result<RangeResponse,
 /// As of an explicit revision: sees nothing of this transaction, and waits for what is in flight at or below it.
 fn at(run: &Run<'_>, request: &RangeRequest) -> Result<RangeResponse, Stop> {
     let range = KeyRange::user(&request.key, &request.range_end);
-    match run.view.overlay.touches_at(&range, request.revision) {
-        Some(seq) => Err(Stop::Wait(WaitFor::Applied(seq))),
-        None => Ok(read(run.view.base, request, &range, request.revision)?),
+    if let Some(seq) = run.view.overlay.touches_at(&range, request.revision) {
+        return Err(Stop::Wait(WaitFor::Applied(seq)));
     }
+    let answer = read(run.view.base, request, &range, request.revision)?;
+    // Compaction may have overtaken the read (rule C2).
+    if request.revision < run.view.base.boundary() { Err(fail(error::COMPACTED)) } else { Ok(answer) }
 }
 
 /// Now: the state before, what is in flight, and what this transaction has written so far.

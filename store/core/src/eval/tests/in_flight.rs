@@ -140,7 +140,7 @@ fn own_numbers_cannot_be_waited_for() {
 
 #[test]
 fn explicit_revisions_wait_for_what_may_lie_below() {
-    let heard = Context { heard: 100, ..Context::default() };
+    let heard = Context { heard: 100, heard_is_fresh: true, ..Context::default() };
     let state = State::parse("put a 1 | put a 2; put b 1; put c 1; #1 @50; #2 @60");
     check_in(&state, "get a rev=49", &heard, "read: txn before then {get before a=1[c2 m2 v1] of 1}");
     check_in(&state, "get a rev=50", &heard, "wait until 1 is applied");

@@ -38,7 +38,8 @@ fn revisions_above_the_counter_are_the_future_once_it_was_asked_for() {
     let state = State::parse(STATE);
     let stale = Context { heard: 7, ..Context::default() };
     let fresh = Context { heard_is_fresh: true, ..stale };
-    check_in(&state, "get a rev=7", &stale, "read: txn before then {get before a=4[c2 m5 v2] of 1}");
+    check_in(&state, "get a rev=7", &stale, "wait for a bound");
+    check_in(&state, "get a rev=7", &fresh, "read: txn before then {get before a=4[c2 m5 v2] of 1}");
     check_in(&state, "get a rev=8", &stale, "wait for a bound");
     check_in(&state, "get a rev=8", &fresh, "fail 11: etcdserver: mvcc: required revision is a future revision");
     check_in(
@@ -58,7 +59,7 @@ fn revisions_above_the_counter_are_the_future_once_it_was_asked_for() {
 #[test]
 fn revisions_below_the_boundary_are_compacted_negative_ones_too() {
     let state = State::parse(STATE);
-    let context = |compacted| Context { heard: 7, compacted, ..Context::default() };
+    let context = |compacted| Context { heard: 7, heard_is_fresh: true, compacted, ..Context::default() };
     let compacted = "fail 11: etcdserver: mvcc: required revision has been compacted";
     check_in(&state, "get a rev=4", &context(5), compacted);
     check_in(&state, "get a rev=5", &context(5), "read: txn before then {get before a=4[c2 m5 v2] of 1}");
@@ -67,5 +68,9 @@ fn revisions_below_the_boundary_are_compacted_negative_ones_too() {
     // Nothing compacted yet: the boundary is -1.
     check_in(&state, "get a rev=-1", &context(0), "read: txn before then {get before a=4[c2 m5 v2] of 1}");
     check_in(&state, "get a rev=-2", &context(0), compacted);
+    // What is compacted stays so; whether more is takes a bound to say.
+    let stale = Context { heard_is_fresh: false, ..context(5) };
+    check_in(&state, "get a rev=4", &stale, compacted);
+    check_in(&state, "get a rev=5", &stale, "wait for a bound");
     check_in(&state, "get a rev=1", &context(0), "read: txn before then {get before of 0}");
 }

@@ -87,11 +87,11 @@ fn steps(text: &str) -> impl Iterator<Item = &str> {
     text.split(';').map(str::trim).filter(|step| !step.is_empty())
 }
 
-/// Checks the outcome of `request` on `state`, with everything applied heard of.
+/// Checks the outcome of `request` on `state`, with everything applied heard of just now.
 #[track_caller]
 pub fn check(state: &str, request: &str, expect: &str) {
     let state = State::parse(state);
-    let context = Context { heard: state.applied, ..Context::default() };
+    let context = Context { heard: state.applied, heard_is_fresh: true, ..Context::default() };
     check_in(&state, request, &context, expect);
 }
 
