@@ -39,6 +39,9 @@ pub struct Serializability {
     /// Kill -9 one started member after the other this often, and start it again after as long
     #[arg(long, value_name = "S")]
     kill_seconds: Option<f64>,
+    /// Stop every second of these members in the middle of what it does (SIGSTOP) and let it go on, instead of killing it
+    #[arg(long, requires = "kill_seconds")]
+    pauses: bool,
     /// Folder for the data of started members, which is removed at the end [default: the system's temporary folder]
     #[arg(long, value_name = "FOLDER")]
     work_dir: Option<PathBuf>,
@@ -73,7 +76,7 @@ struct Summary {
     unknown_done: usize,
     refused: usize,
     first_refusals: Vec<String>,
-    kills: usize,
+    blows: usize,
     holes: usize,
     revisions_read_afterwards: usize,
     violations: usize,
@@ -106,8 +109,8 @@ impl Serializability {
         plan.seed = self.seed;
         let run = Run::start(plan).await?;
         let end = Instant::now() + seconds;
-        let kills = match (&mut cluster, kill_every) {
-            (Some(cluster), Some(every)) => break_in_turn(cluster, every, end).await?,
+        let blows = match (&mut cluster, kill_every) {
+            (Some(cluster), Some(every)) => break_in_turn(cluster, every, self.pauses, end).await?,
             _ => {
                 tokio::select! {
                     () = sleep_until(end) => {}
@@ -118,7 +121,7 @@ impl Serializability {
         };
         let history = run.stop().await?;
         let verdict = linear::check(&history)?;
-        let summary = summary(&history, &verdict, kills);
+        let summary = summary(&history, &verdict, blows);
         self.output.print(&summary, print)?;
         ensure!(summary.violations == 0, "{} violations", summary.violations);
         ensure!(!self.dense || summary.holes == 0, "{} revisions at which nothing happened", summary.holes);
@@ -136,24 +139,33 @@ impl Serializability {
     }
 }
 
-/// Kills and restarts members until the time is over, with all of them running at the end. Gives the number of kills.
-async fn break_in_turn(cluster: &mut Cluster, every: Duration, end: Instant) -> anyhow::Result<usize> {
-    let mut kills = 0;
+/// Kills or pauses members until the time is over, with all of them running at the end. Gives the number of blows.
+async fn break_in_turn(cluster: &mut Cluster, every: Duration, pauses: bool, end: Instant) -> anyhow::Result<usize> {
+    let mut blows = 0;
     while Instant::now() + 2 * every < end {
         sleep(every).await;
-        let at = kills % cluster.members.len();
-        cluster.members[at].process.kill()?;
-        kills += 1;
-        sleep(every).await;
+        let at = blows % cluster.members.len();
         let member = &mut cluster.members[at];
-        member.process.restart()?;
+        let pause = pauses && blows % 2 == 1;
+        if pause {
+            member.process.pause()?
+        } else {
+            member.process.kill()?
+        }
+        blows += 1;
+        sleep(every).await;
+        if pause {
+            member.process.resume()?
+        } else {
+            member.process.restart()?
+        }
         member.ready(Instant::now() + READY).await.with_context(|| format!("{} does not come back", member.name))?;
     }
     sleep_until(end).await;
-    Ok(kills)
+    Ok(blows)
 }
 
-fn summary(history: &History, verdict: &linear::Verdict, kills: usize) -> Summary {
+fn summary(history: &History, verdict: &linear::Verdict, blows: usize) -> Summary {
     let count = |what: fn(&Outcome) -> bool| history.ops.iter().filter(|op| what(&op.outcome)).count();
     let refusals = history.ops.iter().filter_map(|op| match &op.outcome {
         Outcome::Refused(why) => Some(why.clone()),
@@ -170,7 +182,7 @@ fn summary(history: &History, verdict: &linear::Verdict, kills: usize) -> Summar
         unknown_done: verdict.unknown_done,
         refused: count(|outcome| matches!(outcome, Outcome::Refused(_))),
         first_refusals: refusals,
-        kills,
+        blows,
         holes: verdict.holes,
         revisions_read_afterwards: history.snapshots.len(),
         violations: verdict.violations.len(),
@@ -180,8 +192,8 @@ fn summary(history: &History, verdict: &linear::Verdict, kills: usize) -> Summar
 }
 
 fn print(summary: &Summary) {
-    let Summary { answered, changes, unknown, unknown_done, refused, kills, holes, .. } = summary;
-    println!("{answered} requests answered, {changes} of them changed something; {kills} kills");
+    let Summary { answered, changes, unknown, unknown_done, refused, blows, holes, .. } = summary;
+    println!("{answered} requests answered, {changes} of them changed something; {blows} members broken");
     println!("{unknown} of unknown outcome, {unknown_done} of them took effect; {refused} refused; {holes} holes");
     summary.first_refusals.iter().for_each(|why| println!("refused: {why}"));
     summary.first_violations.iter().for_each(|text| println!("VIOLATION: {text}"));

@@ -241,7 +241,7 @@ struct Client {
 impl Client {
     async fn run(mut self) -> Vec<Op> {
         while !*self.stopped.borrow() {
-            let (number, request) = self.generator.next();
+            let (number, request) = self.generator.draw();
             if number.is_multiple_of(MOVE_EVERY) {
                 self.session.advance();
             }

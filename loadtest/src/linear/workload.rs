@@ -129,7 +129,7 @@ impl Generator {
     }
 
     /// The next request and its number.
-    pub fn next(&mut self) -> (u32, Request) {
+    pub fn draw(&mut self) -> (u32, Request) {
         self.number += 1;
         self.values = 0;
         self.purpose = Purpose::Itself;

@@ -100,7 +100,7 @@ fn small(unanswered: u64) -> Options {
 fn damage(history: &mut History, random: &mut Random) {
     let at = random.below(history.ops.len() as u64) as usize;
     let other = random.below(history.ops.len() as u64) as usize;
-    let shift = 1 + random.below(40) << 20;
+    let shift = (1 + random.below(40)) << 20;
     let stolen = history.ops[other].outcome.clone();
     let op = &mut history.ops[at];
     match random.below(6) {

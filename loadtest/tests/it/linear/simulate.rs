@@ -220,7 +220,7 @@ impl Simulation<'_> {
     }
 
     fn send(&mut self, client: u32, now: u64) {
-        let (number, request) = self.clients[client as usize].next();
+        let (number, request) = self.clients[client as usize].draw();
         let at = self.ops.len();
         let (sent, ended) = (Moment(now), Moment(u64::MAX));
         let doomed = if self.random.below(1000) >= self.options.unanswered {
