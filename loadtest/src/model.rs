@@ -35,6 +35,10 @@ pub enum Dialect {
     /// same branch puts; such a transaction changes a key twice in one revision.
     Etcd,
     /// braid refuses such a transaction as it refuses any other key that is changed twice.
+    ///
+    /// It also refuses, as a future revision, a range inside a transaction whose filter names a revision that does not
+    /// exist yet and would have to be compared with the transaction's own. The model knows nothing of this; the
+    /// differential runner does not ask for it.
     Braid,
 }
 
@@ -91,10 +95,10 @@ impl Model {
         self.compacted
     }
 
-    /// The model as it was at a revision not above the present one; compaction stays.
+    /// The model as it was at a revision not above the present one, before anything after that was compacted.
     pub fn as_of(&self, revision: i64) -> Self {
         assert!(revision <= self.revision, "{revision} is above {}", self.revision);
-        Self { revision, ..self.clone() }
+        Self { revision, compacted: self.compacted.min(revision), ..self.clone() }
     }
 
     /// The key as it is now.

@@ -49,6 +49,9 @@ pub struct Differential {
     /// Never compact: history that others may need stays
     #[arg(long)]
     no_compactions: bool,
+    /// Never wait until compacted history is gone from the disk
+    #[arg(long)]
+    no_physical: bool,
     /// Never read serializably
     #[arg(long)]
     no_serializable: bool,
@@ -92,7 +95,9 @@ impl Differential {
                 length: self.program_length.into(),
                 dialect: self.dialect,
                 unknown_sorts: dialects.iter().all(|&dialect| dialect == Dialect::Braid),
+                leases: sessions.iter().all(Session::has_leases),
                 compactions: limits.compactions,
+                physical: !self.no_physical,
                 serializable: !self.no_serializable,
             },
         };
@@ -120,7 +125,7 @@ impl Differential {
     }
 
     async fn splitter(&self, seed: u64, prefix: &Bytes) -> anyhow::Result<Splitter> {
-        let place = Place { base: 0, prefix: prefix.clone() };
+        let place = Place { base: 0, prefix: prefix.clone(), filters_max: i64::MAX };
         let keys = universe().iter().map(|key| place.key(key)).collect();
         Splitter::start(&self.endpoints.endpoints[0], seed, self.splits, self.operations, keys).await
     }

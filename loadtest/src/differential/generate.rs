@@ -59,8 +59,12 @@ pub struct Shape {
     pub dialect: Dialect,
     /// Programs ask for sorts that do not exist. etcd 3.5.1 takes them for something else; later releases refuse them.
     pub unknown_sorts: bool,
+    /// The server knows leases. Programs try to attach keys to some in any case.
+    pub leases: bool,
     /// Programs compact.
     pub compactions: bool,
+    /// Some compactions wait until the history is gone from the disk.
+    pub physical: bool,
     /// Programs read serializably now and then.
     pub serializable: bool,
 }
@@ -79,7 +83,9 @@ pub fn program(seed: u64, number: u64, shape: &Shape) -> Program {
         keys.swap_remove(random.below(keys.len() as u64) as usize);
     }
     let mut model = Model::starting_at(shape.dialect, ORIGIN, NEVER_COMPACTED);
-    LEASES.into_iter().for_each(|lease| model.grant(lease));
+    if shape.leases {
+        LEASES.into_iter().for_each(|lease| model.grant(lease));
+    }
     let mut generator = Generator { random, keys, model, shape };
     let mut requests = Vec::new();
     for at in 0..shape.length {
@@ -283,7 +289,7 @@ impl Generator<'_> {
             90..95 => 0,
             _ => -1,
         };
-        CompactionRequest { revision, physical: self.percent(20) }
+        CompactionRequest { revision, physical: self.shape.physical && self.percent(20) }
     }
 
     /// A transaction; most that are refused are thrown away, because nothing else in them would be tested.

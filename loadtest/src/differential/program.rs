@@ -36,6 +36,8 @@ pub struct Place {
     pub base: i64,
     /// In front of every key. Without it the program uses the whole store.
     pub prefix: Bytes,
+    /// Filters of ranges inside transactions name this revision where they would name a higher one.
+    pub filters_max: i64,
 }
 
 impl Place {
@@ -84,6 +86,16 @@ impl Place {
         }
     }
 
+    fn range_inside(&self, request: &RangeRequest) -> RangeRequest {
+        let mut request = self.range(request);
+        let RangeRequest { min_mod_revision, max_mod_revision, min_create_revision, max_create_revision, .. } =
+            &mut request;
+        for filter in [min_mod_revision, max_mod_revision, min_create_revision, max_create_revision] {
+            *filter = self.filters_max.min(*filter);
+        }
+        request
+    }
+
     fn put_request(&self, request: &PutRequest) -> PutRequest {
         PutRequest { key: self.key(&request.key), ..request.clone() }
     }
@@ -104,7 +116,7 @@ impl Place {
 
     fn op(&self, op: &RequestOp) -> RequestOp {
         let request = op.request.as_ref().map(|op| match op {
-            Op::RequestRange(request) => Op::RequestRange(self.range(request)),
+            Op::RequestRange(request) => Op::RequestRange(self.range_inside(request)),
             Op::RequestPut(request) => Op::RequestPut(self.put_request(request)),
             Op::RequestDeleteRange(request) => Op::RequestDeleteRange(self.delete_range(request)),
             Op::RequestTxn(request) => Op::RequestTxn(self.txn(request)),

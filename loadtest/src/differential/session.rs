@@ -94,11 +94,14 @@ impl<T: Target> Session<T> {
         let compacted = self.compacted(base).await?;
         let mut model = Model::starting_at(self.dialect, base, compacted);
         self.leases.iter().for_each(|&lease| model.grant(lease));
-        let place = Place { base, prefix: self.limits.prefix.clone() };
         for (at, request) in program.requests.iter().enumerate() {
-            let request = place.put(request);
+            let filters_max = match self.dialect {
+                Dialect::Etcd => i64::MAX,
+                Dialect::Braid => model.revision(),
+            };
+            let request = Place { base, prefix: self.limits.prefix.clone(), filters_max }.put(request);
             let answer = self.target.answer(&request).await;
-            if let Err(difference) = self.judge(&mut model, &place, &request, &answer) {
+            if let Err(difference) = self.judge(&mut model, base, &request, &answer) {
                 // What the target has done is not what the model has.
                 self.compacted = None;
                 return Ok(Outcome { requests: at + 1, difference: Some(difference) });
@@ -108,15 +111,9 @@ impl<T: Target> Session<T> {
         Ok(Outcome { requests: program.requests.len(), difference: None })
     }
 
-    fn judge(
-        &mut self,
-        model: &mut Model,
-        place: &Place,
-        request: &Request,
-        answer: &Answer,
-    ) -> Result<(), Difference> {
+    fn judge(&mut self, model: &mut Model, base: i64, request: &Request, answer: &Answer) -> Result<(), Difference> {
         let expected = match (request, answer.revision()) {
-            (Request::Range(range), Some(seen)) if range.serializable && seen < place.base => {
+            (Request::Range(range), Some(seen)) if range.serializable && seen < base => {
                 self.stale += 1;
                 return Ok(());
             }

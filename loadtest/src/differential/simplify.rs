@@ -6,6 +6,7 @@ use braid_proto::etcd::etcdserverpb::{
 };
 use bytes::Bytes;
 
+use super::program::{ORIGIN, offset};
 use crate::model::Request;
 
 /// Every request that has one part less.
@@ -18,11 +19,18 @@ pub fn simpler(request: &Request) -> Vec<Request> {
             let ops = request.success.iter().chain(&request.failure).filter_map(alone);
             ops.chain(txns(request).into_iter().map(Request::Txn)).collect()
         }
-        Request::Compact(request) if request.physical => {
-            vec![Request::Compact(CompactionRequest { physical: false, ..*request })]
+        Request::Compact(request) => {
+            let mut all = vec![CompactionRequest { physical: false, ..*request }];
+            all.extend(earlier(request.revision).map(|revision| CompactionRequest { revision, ..*request }));
+            changed(request, all).into_iter().map(Request::Compact).collect()
         }
-        Request::Compact(_) => Vec::new(),
     }
+}
+
+/// Revisions nearer to where the program starts, so that what made the later ones can be left out.
+fn earlier(revision: i64) -> impl Iterator<Item = i64> {
+    let offset = offset(revision).filter(|&offset| offset > 0).unwrap_or(0);
+    [offset / 2, offset - 1].into_iter().filter(move |_| offset > 0).map(|offset| ORIGIN + offset)
 }
 
 /// The candidates that are not what they were made from.
@@ -33,7 +41,8 @@ fn changed<T: PartialEq>(from: &T, candidates: Vec<T>) -> Vec<T> {
 fn ranges(request: &RangeRequest) -> Vec<RangeRequest> {
     let from = || request.clone();
     let none = Bytes::new();
-    changed(
+    let mut all: Vec<_> = earlier(request.revision).map(|revision| RangeRequest { revision, ..from() }).collect();
+    all.extend(changed(
         request,
         vec![
             RangeRequest { range_end: none, ..from() },
@@ -50,7 +59,8 @@ fn ranges(request: &RangeRequest) -> Vec<RangeRequest> {
             RangeRequest { min_create_revision: 0, ..from() },
             RangeRequest { max_create_revision: 0, ..from() },
         ],
-    )
+    ));
+    all
 }
 
 fn puts(request: &PutRequest) -> Vec<PutRequest> {

@@ -11,7 +11,15 @@ use super::shrink::shrink;
 use crate::model::{Answer, Dialect, Model, Request};
 
 fn shape() -> Shape {
-    Shape { length: 40, dialect: Dialect::Etcd, unknown_sorts: true, compactions: true, serializable: true }
+    Shape {
+        length: 40,
+        dialect: Dialect::Etcd,
+        unknown_sorts: true,
+        leases: true,
+        compactions: true,
+        physical: true,
+        serializable: true,
+    }
 }
 
 #[test]
@@ -72,7 +80,7 @@ fn programs_reach_what_they_shall_test() {
 
 #[test]
 fn a_program_can_run_anywhere() {
-    let place = Place { base: 50, prefix: Bytes::from_static(b"p/") };
+    let place = Place { base: 50, prefix: Bytes::from_static(b"p/"), filters_max: i64::MAX };
     let request = RangeRequest {
         key: "a".into(),
         range_end: "\0".into(),
@@ -84,7 +92,7 @@ fn a_program_can_run_anywhere() {
     let Request::Range(moved) = place.put(&Request::Range(request.clone())) else { panic!("another kind") };
     assert_eq!((&moved.key[..], &moved.range_end[..]), (&b"p/a"[..], &b"p0"[..]));
     assert_eq!((moved.revision, moved.min_mod_revision, moved.limit), (53, 49, 2));
-    let whole = Place { base: 50, prefix: Bytes::new() };
+    let whole = Place { base: 50, prefix: Bytes::new(), filters_max: i64::MAX };
     let Request::Range(moved) = whole.put(&Request::Range(request)) else { panic!("another kind") };
     assert_eq!((&moved.key[..], &moved.range_end[..]), (&b"a"[..], &b"\0"[..]));
     assert_eq!(place.key(&Bytes::new()), Bytes::new());

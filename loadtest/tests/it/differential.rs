@@ -18,8 +18,15 @@ use tonic::Code;
 const SEED: u64 = 20_261;
 
 fn plan(requests: u64) -> Plan {
-    let shape =
-        Shape { length: 40, dialect: Dialect::Etcd, unknown_sorts: false, compactions: true, serializable: true };
+    let shape = Shape {
+        length: 40,
+        dialect: Dialect::Etcd,
+        unknown_sorts: false,
+        leases: true,
+        compactions: true,
+        physical: true,
+        serializable: true,
+    };
     Plan { seed: SEED, first: 0, requests, shape }
 }
 
