@@ -7,13 +7,15 @@
 //!      │
 //!    view     what an evaluation sees: in-flight writes ([`overlay`]) over applied data ([`view::BaseView`])
 //!      │
-//!   record    one live value;  placeholder  revisions that are not known yet;  buckets  counts of live keys
+//!   record    one live value;  placeholder  revisions that are not known yet;  buckets  counts of live keys;
+//!   hash      what two replicas of a range are compared by
 //! ```
 //!
 //! Deliberately absent: clocks, threads, files, sockets, randomness, RocksDB. The engine side is `braid-store`'s.
 
 pub mod buckets;
 pub mod eval;
+pub mod hash;
 pub mod overlay;
 pub mod pipeline;
 pub mod placeholder;

@@ -135,7 +135,7 @@ impl Delegate {
 
     fn publish_applied(&self) {
         let shared = &self.handle.0;
-        shared.applied_index.store(self.state.applied_index, Ordering::Release);
+        shared.applied_index.set(self.state.applied_index);
         shared.applied_term.store(self.state.applied_term, Ordering::Release);
     }
 

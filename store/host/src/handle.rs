@@ -11,6 +11,7 @@ use braid_proto::pb::{Peer, Region, RegionReport};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
+use crate::applied::AppliedIndex;
 use crate::lease::LeaseBasis;
 use crate::mail::{Command, Mail, MailBox, Note};
 use crate::meta::ApplyState;
@@ -54,8 +55,10 @@ pub(crate) struct PeerShared {
     pub peer: Peer,
     pub region: ArcSwap<Region>,
     pub view: ArcSwap<View>,
+    /// Counts up when a raft snapshot begins to replace the data, and when it has: odd in between.
+    pub replacements: AtomicU64,
     /// Highest applied index, and the term of its entry. Written by the apply thread, the term last.
-    pub applied_index: AtomicU64,
+    pub applied_index: AppliedIndex,
     pub applied_term: AtomicU64,
     pub basis: ArcSwap<LeaseBasis>,
     pub down_peers: ArcSwap<Vec<u64>>,
@@ -73,7 +76,8 @@ impl PeerHandle {
             peer,
             region: ArcSwap::from_pointee(region),
             view: ArcSwap::default(),
-            applied_index: AtomicU64::new(applied.applied_index),
+            replacements: AtomicU64::new(0),
+            applied_index: AppliedIndex::new(applied.applied_index),
             applied_term: AtomicU64::new(applied.applied_term),
             basis: ArcSwap::default(),
             down_peers: ArcSwap::default(),
@@ -120,7 +124,19 @@ impl PeerHandle {
 
     /// Highest raft index applied here.
     pub fn applied_index(&self) -> u64 {
-        self.0.applied_index.load(Ordering::Acquire)
+        self.0.applied_index.get()
+    }
+
+    /// Returns when `index` is applied here; for a peer that is removed before, never: the caller brings the deadline.
+    pub async fn applied(&self, index: u64) {
+        self.0.applied_index.reach(index).await;
+    }
+
+    /// Names the data this peer stands on; `None` while a raft snapshot replaces it. What is seen between two calls with
+    /// the same answer is not half replaced.
+    pub fn replacements(&self) -> Option<u64> {
+        let count = self.0.replacements.load(Ordering::SeqCst);
+        count.is_multiple_of(2).then_some(count)
     }
 
     /// Whether, at some instant during this call, no other peer could lead and everything that was committed before

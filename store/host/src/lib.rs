@@ -24,6 +24,7 @@ use braid_proto::pb::{Peer, RaftFrame, Region};
 use bytes::Bytes;
 use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
 
+mod applied;
 mod apply;
 pub mod config;
 mod error;

@@ -199,6 +199,7 @@ fn take_in(core: &Arc<Core>, install: Install) {
     let Install { handle, region, replaced, manifest, dir, apply, .. } = install;
     let dir = dir.take();
     let id = region.id;
+    handle.0.replacements.fetch_add(1, Ordering::SeqCst);
     if let Err(why) = replace_data(&core.db, &*core.machine, replaced.as_ref(), &region, &manifest, &dir) {
         fatal(format_args!("the raft snapshot of r{id} cannot be taken in: {why}"));
     }
@@ -210,6 +211,7 @@ fn take_in(core: &Arc<Core>, install: Install) {
         tracing::warn!(dir = %dir.display(), %error, "cannot remove an installed snapshot; the next start will");
     }
     let machine = reopen(core, &handle, region, apply);
+    handle.0.replacements.fetch_add(1, Ordering::SeqCst);
     core.note(id, Note::Installed { region: id, peer: handle.peer().id, machine, apply });
 }
 
@@ -299,7 +301,7 @@ fn reopen(core: &Core, handle: &PeerHandle, region: Region, apply: ApplyState) -
         table.release(region.id);
     }
     core.table_changed.notify_all();
-    shared.applied_index.store(apply.applied_index, Ordering::Release);
+    shared.applied_index.set(apply.applied_index);
     shared.applied_term.store(apply.applied_term, Ordering::Release);
     core.refresh_neighbours();
     let machine = core.machine.open_region(Arc::clone(&core.db), handle.clone());
