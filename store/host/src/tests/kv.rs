@@ -1,6 +1,7 @@
 //! A state machine for tests: entries are `key=value`, the data of a region is what lies between its keys.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use braid_proto::id::Term;
 use braid_proto::pb::{Peer, Region};
@@ -15,6 +16,10 @@ pub const CF: &str = "data";
 #[derive(Default)]
 pub struct Kv {
     pub regions: Arc<DashMap<u64, Arc<KvRegion>>>,
+    /// What this host's raft snapshots carry.
+    pub mark: AtomicI64,
+    /// What those carried that it took in.
+    pub marks_taken: Mutex<Vec<i64>>,
 }
 
 pub struct KvRegion {
@@ -45,6 +50,15 @@ impl StateMachine for Kv {
 
     fn data_ranges(&self, region: &Region) -> Vec<DataRange> {
         vec![DataRange { cf: CF, start: region.start.to_vec(), end: region.end.to_vec() }]
+    }
+
+    fn snapshot_mark(&self) -> i64 {
+        self.mark.load(Ordering::Acquire)
+    }
+
+    fn on_snapshot_mark(&self, mark: i64) -> Result<(), String> {
+        self.marks_taken.lock().push(mark);
+        Ok(())
     }
 }
 

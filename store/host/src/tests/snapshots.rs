@@ -50,9 +50,13 @@ fn a_host_too_far_behind_catches_up_by_snapshot() {
     fall_behind(&mut cluster);
     // Every way a snapshot can end is reported: two failures do not wedge the follower.
     cluster.net.snapshots_to_fail.store(2, Ordering::Release);
+    for sender in [1, 2] {
+        cluster.nodes[&sender].kv.mark.store(42, Ordering::Release);
+    }
     cluster.start(3);
     cluster.await_value(3, "k299", "v");
     assert_eq!(cluster.get(3, "old").as_deref(), Some("2"));
+    assert_eq!(cluster.nodes[&3].kv.marks_taken.lock().last(), Some(&42), "the sender's mark came with the data");
     assert!(cluster.net.snapshots_sent.load(Ordering::Acquire) > 0);
     cluster.put(1, "after", "v");
     cluster.await_value(3, "after", "v");
@@ -102,7 +106,11 @@ fn received(dir: &Path, region: &Region) -> SnapshotManifest {
     file.finish().unwrap();
     let bytes = fs::metadata(&path).unwrap().len();
     let crc32 = checksum(&path).unwrap();
-    SnapshotManifest { region: Some(region.clone()), files: vec![SnapshotFile { cf: CF.to_owned(), bytes, crc32 }], mark: 0 }
+    SnapshotManifest {
+        region: Some(region.clone()),
+        files: vec![SnapshotFile { cf: CF.to_owned(), bytes, crc32 }],
+        mark: 7,
+    }
 }
 
 /// The last step of an installation before the crash.
@@ -158,6 +166,8 @@ fn an_installation_is_finished_after_a_crash_at_any_step() {
             }
         }
         cluster.start(1);
+        let marks: &[i64] = if crash < Crash::Normal { &[7] } else { &[] };
+        assert_eq!(*cluster.nodes[&1].kv.marks_taken.lock(), marks, "{crash:?}: known before the data is used");
         assert_eq!(cluster.get(1, "gone"), None, "{crash:?}");
         assert_eq!(cluster.get(1, "new").as_deref(), Some("from snapshot"), "{crash:?}");
         assert!(fs::read_dir(cluster.folder(1).join("snap")).unwrap().next().is_none(), "{crash:?}");
