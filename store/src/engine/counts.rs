@@ -64,7 +64,7 @@ impl RegionData {
         }
         let counts = before.counts.clone().filter(|_| before.range.contains_range(&range));
         // Nothing is applied meanwhile: both are called by one thread.
-        let counts = counts.and_then(|counts| cut(counts, &range, &Reader::now(&self.db)).ok());
+        let counts = counts.and_then(|counts| cut(counts, &before.range, &range, &Reader::now(&self.db)).ok());
         let mut inner = self.inner.write();
         let published = Arc::make_mut(&mut inner.published);
         published.range = range;
@@ -74,20 +74,21 @@ impl RegionData {
 
     /// Splits the buckets of `keys` that have grown too large. Called by apply, after the keys are written.
     pub(super) fn split_buckets(&self, keys: &[&[u8]]) -> Result<(), Damaged> {
-        let overfull: Vec<Overfull> = {
+        let (own, overfull): (KeyRange, Vec<Overfull>) = {
             let inner = self.inner.read();
             let Some(counts) = &inner.published.counts else { return Ok(()) };
             let mut found: Vec<Overfull> = keys.iter().filter_map(|key| counts.overfull(key)).collect();
             // Keys of one bucket need not be neighbours in the order they were written.
             found.sort_unstable_by(|a, b| a.range.start.cmp(&b.range.start));
             found.dedup();
-            found
+            (inner.published.range.clone(), found)
         };
         for bucket in overfull {
             let piece = bucket.piece();
             let mut cuts: Vec<Bytes> = Vec::new();
             let mut walked = 0;
-            Reader::now(&self.db).walk_keys(&bucket.range, &mut |key| {
+            // The first and the last bucket reach beyond the region, to where its neighbours' keys lie.
+            Reader::now(&self.db).walk_keys(&bucket.range.intersect(&own), &mut |key| {
                 if walked > 0 && walked % piece == 0 {
                     cuts.push(Bytes::copy_from_slice(key));
                 }
@@ -131,8 +132,10 @@ fn count(counts: &mut Buckets, kind: ChangeKind, key: &[u8]) -> bool {
     }
 }
 
-fn cut(mut counts: Buckets, range: &KeyRange, reader: &Reader<'_>) -> Result<Buckets, Damaged> {
-    let mut walk = |part: &KeyRange| reader.count_latest(part);
+/// The counts of `range`, of those of the region's range before. Counts know no borders: their first bucket begins, and
+/// their last one ends, where the neighbours' keys lie in the same database.
+fn cut(mut counts: Buckets, before: &KeyRange, range: &KeyRange, reader: &Reader<'_>) -> Result<Buckets, Damaged> {
+    let mut walk = |part: &KeyRange| reader.count_latest(&part.intersect(before));
     if !range.end.is_empty() {
         counts.split_off(&range.end, &mut walk)?;
     }

@@ -228,3 +228,35 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
         assert_eq!(data.get_at(&name(n), 2).expect("readable").map(|record| record.mod_revision), Some(2));
     }
 }
+
+/// All regions of a store lie in one database: what the neighbours hold must not be counted, neither when a bucket is
+/// split nor when the region is.
+#[test]
+fn a_region_between_others_counts_its_own_keys() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let db = open(&dir);
+    let cut = |id, start: u64, end: u64| Region { id, start: key(start), end: key(end), ..region() };
+    let sides: Vec<_> = [cut(7, 0, 100), cut(8, 100, 900), cut(9, 900, 999)]
+        .into_iter()
+        .map(|side| (RegionData::open(Arc::clone(&db), &side, Arc::default()), side))
+        .collect();
+    for (data, _) in &sides {
+        data.build_counts().expect("counted");
+    }
+    let mut revision = 1;
+    for n in (0..999).rev() {
+        revision += 1;
+        let put = pb::Change { key: key(n), create_revision: revision, version: 1, ..Default::default() };
+        let (data, _) = sides.iter().find(|(_, side)| side.range().contains(&put.key)).expect("no gap");
+        let effect = TxnEffect { revision, changes: vec![put], subs: Vec::new() };
+        data.apply(&[effect], &[], WriteBatch::default()).expect("applied");
+    }
+    let count = |data: &RegionData, side: &Region| data.snapshot().expect("readable").count_at(&side.range(), revision);
+    let (middle, whole) = &sides[1];
+    assert_eq!(count(middle, whole), Ok(800));
+    for end in [880, 110, 101] {
+        let left = cut(8, 100, end);
+        middle.on_region(&left);
+        assert_eq!(count(middle, &left), Ok(end - 100));
+    }
+}
