@@ -140,6 +140,12 @@ impl Picker {
         self.cut(self.own)
     }
 
+    /// A key half the key space away from the own one, which no other worker owns if there are twice as many keys as
+    /// workers: with two regions or more it lies in another one.
+    pub fn far_key(&mut self) -> Bytes {
+        self.cut((self.own + self.space.count / 2 + 1) % self.space.count)
+    }
+
     /// The next value to write. Incompressible.
     pub fn value(&mut self) -> Bytes {
         let start = self.random.below(POOL_BYTES as u64) as usize;

@@ -27,16 +27,19 @@ pub enum Workload {
     GetSerializable,
     /// Compare the mod_revision of the worker's own key and put it.
     Txn,
+    /// The same, and put a second key half the key space away.
+    TxnSpread,
     /// Seven linearizable gets, two puts and one transaction in ten operations.
     Mixed,
 }
 
 impl Workload {
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 6] = [
         (Self::Put, "put"),
         (Self::Get, "get"),
         (Self::GetSerializable, "get-serializable"),
         (Self::Txn, "txn"),
+        (Self::TxnSpread, "txn-spread"),
         (Self::Mixed, "mixed"),
     ];
 
@@ -47,7 +50,7 @@ impl Workload {
 
     /// Whether each worker needs a key of its own.
     pub fn owns_keys(self) -> bool {
-        matches!(self, Self::Txn | Self::Mixed)
+        matches!(self, Self::Txn | Self::TxnSpread | Self::Mixed)
     }
 }
 
@@ -126,6 +129,7 @@ impl AnyDriver {
             Workload::Get => Self::Get(get::Get::new(picker, false)),
             Workload::GetSerializable => Self::Get(get::Get::new(picker, true)),
             Workload::Txn => Self::Txn(txn::Txn::new(picker)),
+            Workload::TxnSpread => Self::Txn(txn::Txn::spread(picker)),
             Workload::Mixed => Self::Mixed(mixed::Mixed::new(picker)),
         }
     }

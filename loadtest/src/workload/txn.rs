@@ -1,6 +1,7 @@
 //! Compare and put: the optimistic update that Kubernetes and lock recipes are made of.
 //!
 //! Each worker has a key of its own, so that the comparison holds unless an earlier operation had an unknown outcome.
+//! The spread kind puts a second key far away too, which makes it a transaction over two regions where there are any.
 //! When it does not hold, the other branch reads the key, and the next operation compares with what it found.
 
 use braid_proto::etcd::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -18,12 +19,19 @@ pub struct Txn {
     picker: Picker,
     /// mod_revision of the own key as last heard; 0 is absent.
     mod_revision: i64,
+    /// Whether a key far away is put too.
+    spread: bool,
 }
 
 impl Txn {
     /// One worker's transactions.
     pub fn new(picker: Picker) -> Self {
-        Self { picker, mod_revision: 0 }
+        Self { picker, mod_revision: 0, spread: false }
+    }
+
+    /// One worker's transactions over two keys far apart.
+    pub fn spread(picker: Picker) -> Self {
+        Self { spread: true, ..Self::new(picker) }
     }
 
     /// The picker, for workloads that do other things too.
@@ -51,9 +59,14 @@ impl Driver for Txn {
         };
         let put = PutRequest { key: key.clone(), value: self.picker.value(), ..PutRequest::default() };
         let get = RangeRequest { key, ..RangeRequest::default() };
+        let mut success = vec![RequestOp { request: Some(Request::RequestPut(put)) }];
+        if self.spread {
+            let put = PutRequest { key: self.picker.far_key(), value: self.picker.value(), ..PutRequest::default() };
+            success.push(RequestOp { request: Some(Request::RequestPut(put)) });
+        }
         let request = TxnRequest {
             compare: vec![compare],
-            success: vec![RequestOp { request: Some(Request::RequestPut(put)) }],
+            success,
             failure: vec![RequestOp { request: Some(Request::RequestRange(get)) }],
         };
         let reply = kv.txn(request).await?.into_inner();
