@@ -24,6 +24,7 @@ mod apply;
 mod boundary;
 mod changes;
 mod counts;
+mod hash;
 mod key;
 mod locks;
 mod options;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use boundary::Boundary;
 pub use changes::{Change, ChangeKind, Completeness};
+pub use hash::Unhashed;
 pub use key::{EVENTS, HISTORY, LATEST, LOCKS, StoredKey};
 pub use options::{EngineOptions, column_families, data_ranges};
 pub use point::Unread;

@@ -13,6 +13,7 @@
 mod compaction;
 pub mod engine;
 mod frontier;
+mod hash;
 mod heartbeat;
 mod machine;
 mod multi;

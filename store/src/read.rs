@@ -108,7 +108,8 @@ async fn linearizable(
     }
 }
 
-fn wrong_region(region: &RegionPeer, span: &KeyRange, epoch: RegionEpoch) -> Option<RegionResponse> {
+/// The refusal, if `span` does not lie in the region or the region's epoch is another one.
+pub fn wrong_region(region: &RegionPeer, span: &KeyRange, epoch: RegionEpoch) -> Option<RegionResponse> {
     let current = region.handle().region();
     let right = current.epoch == Some(epoch) && current.range().contains_range(span);
     (!right).then(|| refusal(region.with(|pipeline, _| pipeline.epoch_mismatch())))
@@ -129,7 +130,7 @@ async fn bound(region: &RegionPeer) -> Result<(i64, i64), RegionResponse> {
 /// What is in flight and what is locked are noted at one moment. Without a lock that is all: whatever comes later has a
 /// greater revision. A lock that goes may leave something in flight that was not noted, so after one all is noted again;
 /// locks that come later have a floor that is not below the revision, so this ends.
-async fn out_of_the_way(region: &Arc<RegionPeer>, span: &KeyRange, revision: i64, term: Term) -> bool {
+pub async fn out_of_the_way(region: &Arc<RegionPeer>, span: &KeyRange, revision: i64, term: Term) -> bool {
     loop {
         let noted = region.with(|pipeline, effects| {
             if pipeline.leading() != Some(term) {

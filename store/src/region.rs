@@ -353,6 +353,12 @@ pub fn refusal(refusal: braid_proto::pb::Refusal) -> RegionResponse {
     RegionResponse { result: Some(region_response::Result::Refusal(refusal)) }
 }
 
+/// The refusal of a store that has no peer of the region.
+pub fn not_found() -> braid_proto::pb::Refusal {
+    use braid_proto::pb::{Refusal, RegionNotFound, refusal};
+    Refusal { reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})) }
+}
+
 /// Answers with one of etcd's errors.
 pub fn answer(reply: Reply, error: error::EtcdStatus) {
     _ = reply.send(etcd_error(error));

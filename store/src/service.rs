@@ -1,15 +1,16 @@
 //! How proxies and placement reach this store's regions: in the same process, or over gRPC.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use braid_proto::error;
 use braid_proto::id::{ClusterId, RegionId, StoreId};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    CreateRegionsRequest, CreateRegionsResponse, Refusal, RegionEpoch, RegionNotFound, RegionRequest, RegionResponse,
-    RequestFrame, ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
-    TransferLeaderResponse, refusal, region_request,
+    CreateRegionsRequest, CreateRegionsResponse, Refusal, RegionEpoch, RegionRequest, RegionResponse, RequestFrame,
+    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
+    TransferLeaderResponse, region_request,
 };
 use braid_proto::service::{BoxFuture, RegionService};
 use braid_proto::span::txn_within;
@@ -23,11 +24,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use crate::frontier;
+use crate::hash;
 use crate::machine::Regions;
 use crate::multi;
 use crate::orders;
 use crate::read;
-use crate::region::{RegionPeer, etcd_error, refusal};
+use crate::region::{RegionPeer, etcd_error, not_found, refusal};
 
 /// Requests of one connection that may be under way; beyond it they are refused as busy.
 const IN_FLIGHT_MAX: usize = 16_384;
@@ -49,9 +51,10 @@ impl LocalRegions {
 impl RegionService for LocalRegions {
     fn call(&self, request: RegionRequest) -> BoxFuture<RegionResponse> {
         let Some(region) = self.regions.get(RegionId(request.region_id)) else {
-            return ready(refusal(Refusal { reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})) }));
+            return ready(refusal(not_found()));
         };
         let epoch = request.epoch.unwrap_or_default();
+        let timeout = Duration::from_millis(request.timeout_ms.into());
         match request.op {
             Some(region_request::Op::Read(read)) => Box::pin(read::read(region, read, epoch)),
             Some(region_request::Op::Put(put)) => write(&region, epoch, Request::Put(put)),
@@ -83,7 +86,10 @@ impl RegionService for LocalRegions {
             }
             Some(region_request::Op::Outcome(question)) => Box::pin(multi::outcome(region, question, epoch)),
             Some(region_request::Op::Hold(hold)) => Box::pin(multi::hold(region, hold, epoch)),
-            Some(region_request::Op::Frontier(request)) => Box::pin(frontier::serve(region, request, epoch)),
+            Some(region_request::Op::Frontier(request)) => Box::pin(frontier::serve(region, request, epoch, timeout)),
+            Some(region_request::Op::Hash(request)) => {
+                Box::pin(hash::serve(Arc::clone(&self.regions), region, request, epoch, timeout))
+            }
             None => ready(refusal(busy("the request names no operation this version knows"))),
         }
     }
@@ -207,10 +213,6 @@ impl RegionStore for RegionStoreService {
         }
         Ok(Response::new(self.orders.create(request.regions).await))
     }
-}
-
-fn not_found() -> Refusal {
-    Refusal { reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})) }
 }
 
 /// Serves one proxy's connection: every request on its own, answers in whatever order they come, many to a frame.

@@ -258,7 +258,8 @@ impl<'a> Reader<'a> {
         live.status().map_err(|error| unreadable(LATEST, &error))
     }
 
-    fn rows_of_latest(&self, range: &KeyRange, fill_cache: bool) -> DBRawIterator<'a> {
+    /// The rows of `range` in `latest`.
+    pub fn rows_of_latest(&self, range: &KeyRange, fill_cache: bool) -> DBRawIterator<'a> {
         let mut options = self.options();
         options.fill_cache(fill_cache);
         if !range.end.is_empty() {
@@ -266,6 +267,21 @@ impl<'a> Reader<'a> {
         }
         let mut rows = self.db.raw_iterator_cf_opt(self.family(LATEST), options);
         rows.seek(&range.start);
+        rows
+    }
+
+    /// The rows of `range` in `history`.
+    pub fn rows_of_history(&self, range: &KeyRange, fill_cache: bool) -> DBRawIterator<'a> {
+        let (start, end) = key::history_range(range);
+        let mut options = self.options();
+        options.fill_cache(fill_cache);
+        // The prefix filter must not hide the keys of a walk over all of them.
+        options.set_total_order_seek(true);
+        if !end.is_empty() {
+            options.set_iterate_upper_bound(end);
+        }
+        let mut rows = self.db.raw_iterator_cf_opt(self.family(HISTORY), options);
+        rows.seek(start);
         rows
     }
 }
@@ -282,16 +298,7 @@ struct History<'a> {
 
 impl<'a> History<'a> {
     fn new(reader: &Reader<'a>, range: &KeyRange, fill_cache: bool) -> Result<Self, Damaged> {
-        let (start, end) = key::history_range(range);
-        let mut options = reader.options();
-        options.fill_cache(fill_cache);
-        // The prefix filter must not hide the keys of a walk over all of them.
-        options.set_total_order_seek(true);
-        if !end.is_empty() {
-            options.set_iterate_upper_bound(end);
-        }
-        let mut rows = reader.db.raw_iterator_cf_opt(reader.family(HISTORY), options);
-        rows.seek(start);
+        let rows = reader.rows_of_history(range, fill_cache);
         let mut history = Self { rows, key: Vec::new(), prefix: Vec::new(), at_end: false };
         history.settle()?;
         Ok(history)

@@ -19,6 +19,7 @@ mod compacted;
 mod concurrent;
 mod damage;
 mod deep;
+mod hash;
 mod split;
 
 struct Random(u64);
