@@ -12,15 +12,17 @@ use super::run::{ON, Run, Stop, key_value};
 use crate::placeholder::OWN;
 use crate::record::Record;
 
-/// Checks a put against the state before, as etcd does for every put of a path before the first operation runs.
+/// Checks the lease of a put, as etcd does for every put of a path before the first operation runs.
 ///
 /// A lease must exist. There are no leases yet, so none does: any lease is refused with etcd's answer. Once there are,
 /// the region must hold a marker for the lease's present incarnation that was made through its own log (rules L1, L2),
 /// and this is the place that looks for it.
-pub fn check_put(run: &Run<'_>, request: &PutRequest) -> Result<(), Stop> {
-    if request.lease != 0 {
-        return Err(fail(error::LEASE_NOT_FOUND));
-    }
+pub fn check_lease(request: &PutRequest) -> Result<(), Stop> {
+    if request.lease == 0 { Ok(()) } else { Err(fail(error::LEASE_NOT_FOUND)) }
+}
+
+/// Checks that the key of which a put keeps something exists in the state before.
+pub fn check_kept(run: &Run<'_>, request: &PutRequest) -> Result<(), Stop> {
     if (request.ignore_value || request.ignore_lease) && run.get_before(&user_key(&request.key))?.is_none() {
         return Err(fail(error::KEY_NOT_FOUND));
     }
@@ -29,7 +31,8 @@ pub fn check_put(run: &Run<'_>, request: &PutRequest) -> Result<(), Stop> {
 
 /// A put that is the whole request.
 pub fn put_alone(run: &mut Run<'_>, request: &PutRequest) -> Result<PutResponse, Stop> {
-    check_put(run, request)?;
+    check_lease(request)?;
+    check_kept(run, request)?;
     put(run, request)
 }
 

@@ -18,7 +18,8 @@ struct Path {
 /// Runs a whole transaction.
 pub fn txn(run: &mut Run<'_>, request: &TxnRequest) -> Result<TxnResponse, Stop> {
     let path = choose(run, request)?;
-    check(run, request, &path)?;
+    check(run, request, &path, check_put)?;
+    check(run, request, &path, check_range)?;
     let mut response = execute(run, request, &path)?;
     response.header = Some(run.header());
     Ok(response)
@@ -39,19 +40,37 @@ fn choose(run: &Run<'_>, request: &TxnRequest) -> Result<Path, Stop> {
     Ok(Path { succeeded, nested })
 }
 
-/// Checks every operation of the path against the state before.
-fn check(run: &Run<'_>, request: &TxnRequest, path: &Path) -> Result<(), Stop> {
+/// Checks the operations of the path against the state before. etcd checks all puts first and then all ranges, which
+/// shows where both are at fault.
+fn check(
+    run: &Run<'_>,
+    request: &TxnRequest,
+    path: &Path,
+    one: fn(&Run<'_>, &Op) -> Result<(), Stop>,
+) -> Result<(), Stop> {
     let mut nested = path.nested.iter();
     for op in branch(request, path.succeeded) {
         match &op.request {
-            Some(Op::RequestRange(request)) => range::check(run, request)?,
-            Some(Op::RequestPut(request)) => op::check_put(run, request)?,
-            Some(Op::RequestDeleteRange(_)) => {}
-            Some(Op::RequestTxn(inner)) => check(run, inner, nested.next().expect("one path a nested transaction"))?,
+            Some(Op::RequestTxn(inner)) => {
+                check(run, inner, nested.next().expect("one path a nested transaction"), one)?;
+            }
+            Some(op) => one(run, op)?,
             None => return Err(fail(error::KEY_NOT_FOUND)),
         }
     }
     Ok(())
+}
+
+/// Unlike for a put alone, a key that is missing comes before a lease that is.
+fn check_put(run: &Run<'_>, op: &Op) -> Result<(), Stop> {
+    let Op::RequestPut(request) = op else { return Ok(()) };
+    op::check_kept(run, request)?;
+    op::check_lease(request)
+}
+
+fn check_range(run: &Run<'_>, op: &Op) -> Result<(), Stop> {
+    let Op::RequestRange(request) = op else { return Ok(()) };
+    range::check(run, request)
 }
 
 /// Runs the operations. The header of a nested transaction is there and empty, as in etcd.

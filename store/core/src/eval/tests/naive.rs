@@ -62,12 +62,14 @@ impl Naive {
         let mut run = Execution { naive: self, before, own, live: pre.clone(), pre: &pre, changes: Vec::new() };
         let response = match request {
             Request::Put(put) => {
-                run.check_put(put)?;
+                run.check_lease(put)?;
+                run.check_kept(put)?;
                 region_response::Result::Put(run.put(put)?)
             }
             Request::DeleteRange(delete) => region_response::Result::DeleteRange(run.delete(delete)),
             Request::Txn(txn) => {
-                run.check(txn)?;
+                run.check_puts(txn)?;
+                run.check_ranges(txn)?;
                 let mut response = run.txn(txn)?;
                 response.header = run.header();
                 region_response::Result::Txn(response)
@@ -116,7 +118,21 @@ impl Execution<'_> {
         if self.holds(txn) { &txn.success } else { &txn.failure }
     }
 
-    fn check(&self, txn: &TxnRequest) -> Result<(), Failure> {
+    fn check_puts(&self, txn: &TxnRequest) -> Result<(), Failure> {
+        for op in self.branch(txn) {
+            match op.request.as_ref().unwrap() {
+                Op::RequestPut(put) => {
+                    self.check_kept(put)?;
+                    self.check_lease(put)?;
+                }
+                Op::RequestRange(_) | Op::RequestDeleteRange(_) => {}
+                Op::RequestTxn(nested) => self.check_puts(nested)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ranges(&self, txn: &TxnRequest) -> Result<(), Failure> {
         for op in self.branch(txn) {
             match op.request.as_ref().unwrap() {
                 Op::RequestRange(range) if range.revision > self.before => return Err(FUTURE),
@@ -126,18 +142,18 @@ impl Execution<'_> {
                         return Err(COMPACTED);
                     }
                 }
-                Op::RequestPut(put) => self.check_put(put)?,
-                Op::RequestDeleteRange(_) => {}
-                Op::RequestTxn(nested) => self.check(nested)?,
+                Op::RequestPut(_) | Op::RequestDeleteRange(_) => {}
+                Op::RequestTxn(nested) => self.check_ranges(nested)?,
             }
         }
         Ok(())
     }
 
-    fn check_put(&self, put: &PutRequest) -> Result<(), Failure> {
-        if put.lease != 0 {
-            return Err(NO_LEASE);
-        }
+    fn check_lease(&self, put: &PutRequest) -> Result<(), Failure> {
+        if put.lease == 0 { Ok(()) } else { Err(NO_LEASE) }
+    }
+
+    fn check_kept(&self, put: &PutRequest) -> Result<(), Failure> {
         match (put.ignore_value || put.ignore_lease) && !self.pre.contains_key(&put.key[..]) {
             true => Err(NO_KEY),
             false => Ok(()),

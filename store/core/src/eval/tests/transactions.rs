@@ -71,6 +71,12 @@ fn every_operation_of_the_path_is_checked_on_the_state_before() {
     check(AB, "txn { then put n 1 ; put n ignore_value }", "fail 3: etcdserver: key not found");
     check(AB, "txn { then put x 1 ; txn { then put y ignore_value } }", "fail 3: etcdserver: key not found");
     check(AB, "txn { then put x 1 ; put y 1 lease=3 }", "fail 5: etcdserver: requested lease not found");
+    // Puts come before ranges, wherever they stand.
+    check(
+        AB,
+        "txn { then get a rev=99 ; txn { then put y 1 lease=3 } }",
+        "fail 5: etcdserver: requested lease not found",
+    );
     check(
         AB,
         "txn { then put x 1 ; txn { if ver(a)=0 then put y ignore_value } }",
