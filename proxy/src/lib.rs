@@ -16,6 +16,7 @@
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
 //! | `transact` | writes over several regions |
 //! | `presence`, `shared` | the heartbeat, what services share |
+//! | `hash_kv`, `inspect`, `region_check` | whether replicas hold the same |
 //! | `cluster`, `maintenance`, `admin`, `missing`, `http` | the other services |
 
 pub mod config;
@@ -34,8 +35,11 @@ mod admin;
 mod authority;
 mod cluster;
 mod handled;
+mod hash_kv;
 mod http;
+mod inspect;
 mod missing;
+mod region_check;
 
 pub use config::ProxyConfig;
 pub use maintenance::ETCD_VERSION;

@@ -17,6 +17,7 @@ use braid_proto::etcd::etcdserverpb::{
 use futures::stream::Empty;
 use tonic::{Request, Response, Status};
 
+use crate::hash_kv;
 use crate::missing::missing;
 use crate::shared::Shared;
 
@@ -80,8 +81,11 @@ impl Maintenance for MaintenanceService {
         Err(missing("hashing the backend"))
     }
 
-    async fn hash_kv(&self, _: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
-        Err(missing("hashing the keys"))
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let mut answer = hash_kv::hash_kv(&self.shared, request, &metadata).await?;
+        answer.header = self.shared.complete(answer.header);
+        Ok(Response::new(answer))
     }
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {

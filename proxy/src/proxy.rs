@@ -14,6 +14,7 @@ use braid_proto::etcd::etcdserverpb::watch_server::WatchServer;
 use braid_proto::etcd::v3electionpb::election_server::ElectionServer;
 use braid_proto::etcd::v3lockpb::lock_server::LockServer;
 use braid_proto::pb::admin_server::AdminServer;
+use braid_proto::pb::inspect_server::InspectServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,6 +27,7 @@ use crate::config::ProxyConfig;
 use crate::front::Front;
 use crate::http;
 use crate::in_flight::InFlight;
+use crate::inspect::InspectService;
 use crate::kv::KvService;
 use crate::maintenance::MaintenanceService;
 use crate::missing::{AuthService, MissingService};
@@ -116,6 +118,7 @@ fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>) -> Router {
         .add_service(LockServer::new(MissingService))
         .add_service(ElectionServer::new(MissingService))
         .add_service(AdminServer::new(AdminService::new(Arc::clone(shared), placement)))
+        .add_service(InspectServer::new(InspectService::new(Arc::clone(shared))))
         // The service name "" is SERVING from the start.
         .add_service(tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(HealthReporter::new()),

@@ -103,7 +103,7 @@ impl Regions {
                 return Err(NoAnswer::Spread);
             }
             let store = self.choose(&route, &attempts, ask.any_replica);
-            let refusal = match self.attempt(&route, store, &ask, patience).await? {
+            let refusal = match self.ask_replica(&route, store, ask.op, patience).await? {
                 region_response::Result::Refusal(refusal) => refusal,
                 answer => {
                     if !ask.any_replica && route.leader() != Some(store) {
@@ -188,18 +188,22 @@ impl Regions {
         hint.unwrap_or_else(|| next_peer(&route.peers, attempts, any_replica))
     }
 
-    async fn attempt<C>(
+    /// Asks the replica of one region on `store`, once. A refusal is an answer here.
+    ///
+    /// # Errors
+    /// It does not answer in time.
+    pub async fn ask_replica(
         &self,
         route: &Route,
         store: StoreId,
-        ask: &Ask<'_, C>,
+        op: &region_request::Op,
         patience: Patience,
     ) -> Result<region_response::Result, NoAnswer> {
         let request = RegionRequest {
             region_id: route.region.0,
             epoch: Some(route.epoch),
             timeout_ms: patience.left_ms(),
-            op: Some(ask.op.clone()),
+            op: Some(op.clone()),
         };
         let unknown = || region_response::Result::Refusal(Refusal::default());
         match self.stores.call(store, request) {
