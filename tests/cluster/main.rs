@@ -6,6 +6,7 @@
 //! - `web`: `/health`, `/version`, `/metrics`.
 //! - `admin`: `braid admin` against a running cluster.
 //! - `restart`: stop, start again, everything is there.
+//! - `differential`: random programs, every answer compared with a model of etcd.
 //! - `kill`: processes are killed under load; every acknowledged write survives.
 //! - `serializability`: processes are killed under transactions; what clients were told is strictly serializable.
 //!
@@ -13,6 +14,7 @@
 //! port free when it comes back. One cluster runs at a time: they share the machine's few cores.
 
 mod admin;
+mod differential;
 mod etcdctl;
 mod harness;
 mod kill;
