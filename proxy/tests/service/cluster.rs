@@ -224,8 +224,16 @@ impl Admin for FakePlacement {
         Ok(Response::new(StoreListResponse { header: self.header(), stores: vec![state] }))
     }
 
-    async fn region_list(&self, _: Request<RegionListRequest>) -> Result<Response<RegionListResponse>, Status> {
-        Err(Status::invalid_argument("no such range"))
+    async fn region_list(&self, request: Request<RegionListRequest>) -> Result<Response<RegionListResponse>, Status> {
+        if request.get_ref().end < request.get_ref().start {
+            return Err(Status::invalid_argument("no such range"));
+        }
+        let state = |(region, leader): (Region, StoreId)| RegionState {
+            report: Some(RegionReport { region: Some(region), ..Default::default() }),
+            leader_store: leader.0,
+        };
+        let regions = self.world.routes().into_iter().map(state).collect();
+        Ok(Response::new(RegionListResponse { header: self.header(), regions }))
     }
 
     async fn region_split(&self, request: Request<AdminSplitRequest>) -> Result<Response<AdminSplitResponse>, Status> {

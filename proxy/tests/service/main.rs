@@ -5,6 +5,7 @@ mod client;
 mod cluster;
 mod endpoints;
 mod faults;
+mod hashes;
 mod kv;
 mod process;
 mod ranges;

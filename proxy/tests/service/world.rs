@@ -15,12 +15,14 @@ use braid_proto::etcd::mvccpb::KeyValue;
 use braid_proto::id::StoreId;
 use braid_proto::key::{KeyRange, user_key};
 use braid_proto::pb::{
-    DecideResponse, EpochMismatch, FrontierResponse, HoldResponse, NotLeader, Peer, ReadRequest, Refusal, Region,
-    RegionEpoch, RegionNotFound, RegionRequest, RegionResponse, ReleaseResponse, refusal::Reason, region_request,
-    region_response,
+    DecideResponse, EpochMismatch, FrontierResponse, HashRequest, HoldResponse, NotLeader, Peer, ReadRequest, Refusal,
+    Region, RegionEpoch, RegionNotFound, RegionRequest, RegionResponse, ReleaseResponse, refusal::Reason,
+    region_request, region_response,
 };
 use braid_proto::range::{Fetch, fetch, finish};
 use braid_proto::service::{BoxFuture, RegionService};
+use braid_store_core::hash::RangeHash;
+use braid_store_core::record::Head;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -231,6 +233,11 @@ impl World {
         revision
     }
 
+    /// The hash of one region that held everything.
+    pub fn hash_of_all(&self, revision: i64) -> RangeHash {
+        self.state.lock().hash_of(&KeyRange::user(b"", &[0]), revision)
+    }
+
     /// What one region that held everything would answer.
     pub fn oracle(&self, request: &RangeRequest) -> RangeResponse {
         let state = self.state.lock();
@@ -293,6 +300,7 @@ fn op_name(op: Option<&region_request::Op>) -> &'static str {
         Some(region_request::Op::Outcome(_)) => "outcome",
         Some(region_request::Op::Hold(_)) => "hold",
         Some(region_request::Op::Frontier(_)) => "frontier",
+        Some(region_request::Op::Hash(_)) => "hash",
         None => "nothing",
     }
 }
@@ -319,6 +327,7 @@ impl State {
         let stale = match &request.op {
             Some(region_request::Op::Read(ReadRequest { range: Some(range), .. })) => range.serializable,
             Some(region_request::Op::Frontier(frontier)) => !frontier.leader,
+            Some(region_request::Op::Hash(_)) => true,
             _ => false,
         };
         if leader != store && !stale {
@@ -350,6 +359,7 @@ impl State {
             Some(region_request::Op::Frontier(_)) => {
                 region_response::Result::Frontier(FrontierResponse { revision: self.revision, index: 0 })
             }
+            Some(region_request::Op::Hash(hash)) => self.hash(&region, &hash),
             Some(region_request::Op::Hold(_)) => region_response::Result::Hold(HoldResponse { over: false }),
             _ => panic!("a malformed request: {request:?}"),
         }
@@ -384,6 +394,30 @@ impl State {
             Fetch::All => alive,
         };
         finish(request, kvs, count)
+    }
+
+    /// A hash of all puts up to the revision: compaction drops nothing here.
+    fn hash(&self, region: &Region, request: &HashRequest) -> region_response::Result {
+        if request.boundary < self.compacted {
+            return region_response::Result::Error(error::COMPACTED.into());
+        }
+        let span = match request.start.is_empty() && request.end.is_empty() {
+            true => region.range(),
+            false => KeyRange { start: request.start.clone(), end: request.end.clone() },
+        };
+        assert!(region.range().contains_range(&span), "{span:?} is not in {region:?}");
+        region_response::Result::Hash(self.hash_of(&span, request.revision).into())
+    }
+
+    fn hash_of(&self, span: &KeyRange, revision: i64) -> RangeHash {
+        let mut hash = RangeHash::default();
+        for (key, states) in self.keys.iter().filter(|(key, _)| span.contains(&user_key(key))) {
+            for state in states.iter().rev().filter(|state| state.mod_revision <= revision && state.version > 0) {
+                let KeyValue { create_revision, mod_revision, version, lease, .. } = *state;
+                hash.add(key, &Head { create_revision, mod_revision, version, lease }, &state.value, 0);
+            }
+        }
+        hash
     }
 
     fn get(&self, key: &[u8]) -> Option<&KeyValue> {
