@@ -1,4 +1,4 @@
-//! `braid admin`: asks a running cluster, prints what it says, exits with 1 if it refused.
+//! `braid admin`: asks a running cluster, prints what it says, exits with 1 if it refused or a check found something.
 
 use std::io::{self, Write as _};
 
@@ -9,6 +9,7 @@ use crate::args::admin::{AdminArgs, AdminCommand, RegionCommand, StoreCommand};
 use crate::args::types::Output;
 
 mod connection;
+mod region_check;
 mod region_list;
 mod region_split;
 mod region_transfer_leader;
@@ -33,6 +34,11 @@ pub async fn run(args: AdminArgs) -> Result<()> {
     match args.command {
         AdminCommand::Store(StoreCommand::List) => print(output, &store_list::run(connection).await?),
         AdminCommand::Region(RegionCommand::List) => print(output, &region_list::run(connection).await?),
+        AdminCommand::Region(RegionCommand::Check { region }) => {
+            let check = region_check::run(connection, region.map(|region| region.0)).await?;
+            print(output, &check)?;
+            check.verdict()
+        }
         AdminCommand::Region(RegionCommand::Split { key }) => print(output, &region_split::run(connection, key).await?),
         AdminCommand::Region(RegionCommand::TransferLeader { region, to_store }) => {
             print(output, &region_transfer_leader::run(connection, region.0, to_store.0).await?)

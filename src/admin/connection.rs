@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use braid_proto::pb::PlacementHeader;
 use braid_proto::pb::admin_client::AdminClient;
+use braid_proto::pb::inspect_client::InspectClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -17,6 +18,8 @@ const DIAL: Duration = Duration::from_secs(2);
 pub struct Connection {
     /// The service; every call goes through [`Connection::request`] and [`Connection::answer`].
     pub client: AdminClient<Channel>,
+    /// What proxies answer by themselves; likewise.
+    pub inspect: InspectClient<Channel>,
     url: Url,
     timeout: Duration,
 }
@@ -31,8 +34,9 @@ impl Connection {
                 .connect_timeout(DIAL.min(timeout));
             match endpoint.connect().await {
                 Ok(channel) => {
-                    let client = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
-                    return Ok(Self { client, url: url.clone(), timeout });
+                    let client = AdminClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+                    let inspect = InspectClient::new(channel).max_decoding_message_size(usize::MAX);
+                    return Ok(Self { client, inspect, url: url.clone(), timeout });
                 }
                 Err(error) => failures.push(format!("{url}: {}", root(&error))),
             }

@@ -58,6 +58,12 @@ pub enum StoreCommand {
 pub enum RegionCommand {
     /// Lists the regions in key order
     List,
+    /// Compares the replicas of regions; exits with 1 if some differ or cannot be compared
+    Check {
+        /// Only this region, as `region list` prints it
+        #[arg(long, value_name = "ID")]
+        region: Option<Id<'r'>>,
+    },
     /// Cuts the region that holds a key in two; the right one starts with the key
     Split {
         /// The key, \xNN for bytes that cannot be typed
