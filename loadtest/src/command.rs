@@ -13,6 +13,7 @@ mod compare;
 mod differential;
 mod k8s_load;
 mod k8s_verify;
+mod overwrite;
 mod run;
 mod serializability;
 mod soak;
@@ -39,6 +40,8 @@ enum Command {
     Differential(differential::Differential),
     /// Ask everything at once on few keys, then check that the answers are strictly serializable; break things meanwhile
     Serializability(serializability::Serializability),
+    /// Overwrite the same keys on servers that compact by themselves: disk and latency while history is dropped
+    Overwrite(overwrite::Overwrite),
     /// Write steadily, then check that nothing acknowledged was lost; break things meanwhile
     Soak(soak::Soak),
 }
@@ -53,6 +56,7 @@ impl Cli {
             Command::Compare(command) => command.run(),
             Command::Differential(command) => block_on(command.run()),
             Command::Serializability(command) => block_on(command.run()),
+            Command::Overwrite(command) => block_on(command.run()),
             Command::Soak(command) => block_on(command.run()),
         }
     }

@@ -9,6 +9,7 @@
 //! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
 //! | compare a server with etcd's semantics | `model` (what must be answered), `differential` (random programs) |
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
+//! | watch the disk under compaction | `overwrite` (the same keys, at a fixed rate) |
 //! | judge transactions | `linear` (strict serializability of everything that is asked) |
 //!
 //! `command` holds one file for each subcommand of the `loadtest` program; everything else is as usable from tests.
@@ -27,6 +28,7 @@ pub mod keys;
 pub mod linear;
 pub mod loader;
 pub mod model;
+pub mod overwrite;
 pub mod process;
 pub mod progress;
 pub mod random;

@@ -4,6 +4,7 @@
 //! - `tour`: the guided tour of the README, word for word.
 //! - `etcdctl`: etcd's client on eight regions over three store processes.
 //! - `web`: `/health`, `/version`, `/metrics`.
+//! - `compaction`: one boundary for all regions, through restarts and failures.
 //! - `admin`: `braid admin` against a running cluster.
 //! - `restart`: stop, start again, everything is there.
 //! - `differential`: random programs, every answer compared with a model of etcd.
@@ -14,6 +15,7 @@
 //! port free when it comes back. One cluster runs at a time: they share the machine's few cores.
 
 mod admin;
+mod compaction;
 mod differential;
 mod etcdctl;
 mod harness;
