@@ -132,7 +132,8 @@ async fn check_region(shared: &Shared, route: &Arc<Route>, patience: Patience) -
             };
             CheckedReplica { store_id: peer.store_id, hash, failed }
         });
-        let replicas: Vec<CheckedReplica> = replicas.collect();
+        let mut replicas: Vec<CheckedReplica> = replicas.collect();
+        replicas.sort_by_key(|replica| replica.store_id);
         let (verdict, differing_stores) = judge(&replicas);
         return Some(CheckedRegion {
             region: Some(region_of(route)),

@@ -5,6 +5,7 @@
 //! - `etcdctl`: etcd's client on eight regions over three store processes.
 //! - `web`: `/health`, `/version`, `/metrics`.
 //! - `compaction`: one boundary for all regions, through restarts and failures.
+//! - `consistency`: all replicas hold the same, and one that does not is found.
 //! - `admin`: `braid admin` against a running cluster.
 //! - `restart`: stop, start again, everything is there.
 //! - `differential`: random programs, every answer compared with a model of etcd.
@@ -16,6 +17,7 @@
 
 mod admin;
 mod compaction;
+mod consistency;
 mod differential;
 mod etcdctl;
 mod harness;
