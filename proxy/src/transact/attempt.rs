@@ -12,6 +12,7 @@ use braid_store_client::retry::Kind;
 use braid_store_core::eval::{self, Context, Evaluated, Request};
 use braid_store_core::overlay::Overlay;
 use braid_store_core::view::View;
+use futures::future::try_join_all;
 use tonic::Status;
 
 use super::fetched::Fetched;
@@ -48,8 +49,9 @@ pub async fn run(
     let mut past = past;
     if !surely_writes(request) {
         let mut state = Fetched::default().with_past_of(past);
-        for (span, _) in &plan.locks {
-            state.add(at_bound(shared, span, bound, patience).await?);
+        let reads = plan.locks.iter().map(|(span, _)| at_bound(shared, span, bound, patience));
+        for kvs in try_join_all(reads).await? {
+            state.add(kvs);
         }
         if let Outcome::Read(answer) = evaluate(request, &state, bound)? {
             return Ok(filled(answer, None, bound.revision));
