@@ -14,8 +14,9 @@ use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::key::user_key;
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    CreateRegionsRequest, Domain, NumberAnswer, NumberRequest, Peer, ReadRequest, Refusal, Region, RegionEpoch,
-    RegionRequest, RegionResponse, SplitRegionRequest, TransferLeaderRequest, refusal, region_request, region_response,
+    CreateRegionsRequest, Domain, HashRequest, NumberAnswer, NumberRequest, Peer, ReadRequest, Refusal, Region,
+    RegionEpoch, RegionRequest, RegionResponse, SplitRegionRequest, TransferLeaderRequest, refusal, region_request,
+    region_response,
 };
 use braid_proto::service::NumberService;
 use braid_store::{SpaceLimits, Store, StoreConfig};
@@ -364,4 +365,53 @@ async fn what_was_acknowledged_survives_a_stop_of_all_stores() {
     let response: RegionResponse = cluster.store(1).local().call(RegionRequest::default()).await;
     let unknown = matches!(response.result, Some(region_response::Result::Refusal(_)));
     assert!(unknown, "a region that is not here is refused");
+}
+
+fn hash(revision: i64, start: &[u8], end: &[u8]) -> region_request::Op {
+    let key = bytes::Bytes::copy_from_slice;
+    let request = HashRequest { revision, boundary: 0, start: key(start), end: key(end), catch_up_ms: 200 };
+    region_request::Op::Hash(request)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_hashed_once_it_has_everything_and_not_before() {
+    let cluster = Cluster::start().await;
+    for i in 0..20 {
+        cluster.put(&format!("k{}", i % 7), &i.to_string()).await;
+    }
+    let newest = cluster.put("last", "v").await;
+    let leader = cluster.leader().await;
+    let ask = async |store: u64, epoch: RegionEpoch, op| {
+        let request = RegionRequest { region_id: 1, epoch: Some(epoch), timeout_ms: 5_000, op: Some(op) };
+        cluster.store(store).local().call(request).await.result.expect("a result")
+    };
+    let whole = ask(leader, EPOCH, hash(newest, b"", b"")).await;
+    let region_response::Result::Hash(expected) = whole else { panic!("{whole:?}") };
+    assert_eq!((expected.keys, expected.versions), (8, 21));
+    let part = ask(leader, EPOCH, hash(newest, &user_key(b"k0"), &user_key(b"k3"))).await;
+    assert!(matches!(part, region_response::Result::Hash(part) if (part.keys, part.versions) == (3, 9)), "{part:?}");
+    let late = |answer: &region_response::Result| {
+        let region_response::Result::Refusal(refusal) = answer else { return false };
+        matches!(refusal.reason, Some(refusal::Reason::TimedOut(_)))
+    };
+    for follower in (1..=3).filter(|store| *store != leader) {
+        // It hears soon that the last entry is committed.
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match ask(follower, EPOCH, hash(newest, b"", b"")).await {
+                region_response::Result::Hash(found) => break assert_eq!(found, expected, "s{follower}"),
+                refused => assert!(late(&refused), "{refused:?}"),
+            }
+            assert!(Instant::now() < deadline, "s{follower} does not catch up");
+        }
+        // Nobody tells it here how far the leader is: it cannot know that there is nothing else.
+        let beyond = ask(follower, EPOCH, hash(newest + 1, b"", b"")).await;
+        assert!(late(&beyond), "{beyond:?}");
+    }
+    // The leader knows: nothing is under way.
+    let beyond = ask(leader, EPOCH, hash(newest + 1, b"", b"")).await;
+    assert!(matches!(beyond, region_response::Result::Hash(found) if found == expected), "{beyond:?}");
+    let other_epoch = ask(leader, RegionEpoch { conf_ver: 1, version: 2 }, hash(newest, b"", b"")).await;
+    let region_response::Result::Refusal(refused) = &other_epoch else { panic!("{other_epoch:?}") };
+    assert!(matches!(refused.reason, Some(refusal::Reason::EpochMismatch(_))), "{refused:?}");
 }
