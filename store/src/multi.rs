@@ -42,7 +42,7 @@ pub async fn tick(regions: Arc<Regions>, mut stop: watch::Receiver<bool>) {
 
 /// Sees that a share is done, until it is or this peer does not lead any more: the next leader finds the record (rule M6).
 pub async fn carry(record: Weak<RegionPeer>, token: LockToken, txn: TxnId, revision: i64, share: Share) {
-    let anchor = share.key.clone();
+    let (anchor, under) = (share.key.clone(), share.token.unwrap_or_default());
     let op = region_request::Op::Commit(CommitRequest { txn: Some(txn), revision, share: Some(share) });
     loop {
         let Some(region) = record.upgrade() else { return };
@@ -57,7 +57,7 @@ pub async fn carry(record: Weak<RegionPeer>, token: LockToken, txn: TxnId, revis
             return;
         }
         match answer {
-            Ok(region_response::Result::Commit(_)) => return region.with(|pipeline, _| pipeline.carried(token)),
+            Ok(region_response::Result::Commit(_)) => return region.with(|pipeline, _| pipeline.carried(token, under)),
             other => {
                 tracing::warn!(?other, region = %region.id(), revision, "a share of a transaction is not done yet")
             }

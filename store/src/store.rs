@@ -196,6 +196,12 @@ impl Store {
         move || host.upgrade().map_or(0, |host| host.data_bytes())
     }
 
+    /// Rows of locks and of records of transactions over several regions that this replica has applied; 0 when nothing of
+    /// that kind is under way.
+    pub fn lock_rows(&self) -> usize {
+        self.regions.all().iter().map(|region| region.data().locks().len()).sum()
+    }
+
     /// Stops: leaders handed over, no more heartbeats, logs and data written, threads joined.
     pub async fn shutdown(self) {
         self.orders.hand_over_all(HAND_OVER).await;

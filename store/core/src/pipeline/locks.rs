@@ -38,8 +38,8 @@ pub struct Lock {
     pub later_than: i64,
     /// Its number, by the primary's word.
     pub known: Option<i64>,
-    /// Shares of others that are not known to be done.
-    pub to_carry: usize,
+    /// Locks of others whose shares are not known to be done.
+    pub to_carry: Vec<LockToken>,
     /// Ticks since the coordinator was last heard of, or since the lock was made.
     pub silent: u32,
 }
@@ -47,7 +47,7 @@ pub struct Lock {
 impl Lock {
     /// A lock that is made by the item `made`.
     pub fn new(row: StoredLock, made: u64) -> Self {
-        let (later_than, to_carry) = (row.floor, row.shares.len());
+        let (later_than, to_carry) = (row.floor, to_carry(&row));
         let known = (row.revision > 0).then_some(row.revision);
         Self { row, made, ended: None, next: None, stepping: false, later_than, known, to_carry, silent: 0 }
     }
@@ -109,6 +109,10 @@ impl Lock {
     }
 }
 
+fn to_carry(record: &StoredLock) -> Vec<LockToken> {
+    record.shares.iter().map(|share| share.token.unwrap_or_default()).collect()
+}
+
 /// The keys of a range in a message.
 pub fn key_range(range: &LockRange) -> KeyRange {
     KeyRange { start: range.start.clone(), end: range.end.clone() }
@@ -156,9 +160,14 @@ impl LockTable {
         self.locks.iter_mut().find(|lock| lock.token() == token)
     }
 
-    /// The record of `txn`, if its primary lies here.
+    /// The record of `txn`, if its primary lies here. A late copy of the lock request may have made another one since
+    /// (rule M5); what became of the transaction, the oldest one knows.
     pub fn record(&self, txn: TxnId) -> Option<&Lock> {
-        self.locks.iter().find(|lock| lock.row.txn == Some(txn) && lock.is_record())
+        let records = self.locks.iter().filter(|lock| lock.row.txn == Some(txn) && lock.is_record());
+        records.min_by_key(|lock| {
+            let LockToken { region_id, term, seq } = lock.token();
+            (region_id, term, seq)
+        })
     }
 
     /// Adds a lock.
@@ -184,7 +193,9 @@ impl LockTable {
             if let Some((_, row)) = lock.next.take_if(|(by, _)| *by <= seq) {
                 let first = lock.row.revision == 0;
                 lock.known = Some(row.revision);
-                lock.to_carry = if first { row.shares.len() } else { lock.to_carry };
+                if first {
+                    lock.to_carry = to_carry(&row);
+                }
                 lock.row = row;
                 lock.ended = None;
                 lock.stepping = false;

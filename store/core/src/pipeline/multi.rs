@@ -24,7 +24,7 @@ use braid_proto::pb::{
 use bytes::Bytes;
 
 use super::locks::{ASK_TICKS, LOCKS_MAX, Lock, SILENT_TICKS_MAX, key_range};
-use super::{Effect, Item, Numbering, Pipeline, Queued, Work, busy, error, refuse};
+use super::{Effect, Item, Numbering, Pipeline, Queued, Work, busy, error, judge, refuse};
 use crate::eval::{fill_changes, key_value};
 use crate::view::{BaseView, Damaged, View};
 
@@ -130,10 +130,11 @@ impl<R, W> Pipeline<R, W> {
         }
     }
 
-    /// One of the shares of the record `token` is done.
-    pub fn carried(&mut self, token: LockToken) {
+    /// The share under the lock `share`, which the record `token` tells of, is done. It does not matter how often this is
+    /// said, or by whom: a share may have been carried in several terms at once.
+    pub fn carried(&mut self, token: LockToken, share: LockToken) {
         if let Some(record) = self.locks.get_mut(token) {
-            record.to_carry = record.to_carry.saturating_sub(1);
+            record.to_carry.retain(|left| *left != share);
         }
         self.schedule_steps();
     }
@@ -362,7 +363,9 @@ impl<R, W> Pipeline<R, W> {
         let done = region_response::Result::Commit(CommitResponse {});
         let seq = self.seq + 1;
         let Some(lock) = share.token.and_then(|token| self.locks.get_mut(token)) else {
-            return effects.extend(to.map(|to| reply(to, done)));
+            // Done before, and applied; but a leader that was deposed does not know of locks that came after it.
+            let term = self.leading.unwrap_or_default();
+            return effects.extend(to.map(|to| judge(to, term, done)));
         };
         if !lock.is_undecided() {
             return effects.extend(to.map(|to| refuse(to, busy("the share is being done"))));
@@ -512,7 +515,7 @@ impl Work {
 /// Whether a decided transaction has something left to do here.
 fn next_step(lock: &Lock) -> bool {
     let idle = lock.row.revision > 0 && lock.next.is_none() && lock.ended.is_none();
-    idle && (!lock.is_only_record() || lock.to_carry == 0)
+    idle && (!lock.is_only_record() || lock.to_carry.is_empty())
 }
 
 fn carry<R, W>(lock: &Lock, effects: &mut Vec<Effect<R, W>>) {

@@ -151,7 +151,7 @@ fn a_primary_decides_carries_and_forgets() {
     assert_eq!((*record, share.token), (token, Some(ELSEWHERE)));
     assert_eq!(share.changes[0].create_revision, 41, "the placeholder is filled in");
     assert_eq!(script.rows()[0].revision, 41, "the record stays until the share is done");
-    script.pipeline.carried(token);
+    script.pipeline.carried(token, ELSEWHERE);
     script.pump();
     script.settle();
     assert_eq!(script.rows().len(), 0);
@@ -211,11 +211,63 @@ fn decisions_obey_tokens() {
         [
             "2 Release(ReleaseResponse)",
             "4 judged Decide(DecideResponse { over: true, revision: 0 })",
-            "5 Commit(CommitResponse)"
+            "5 judged Commit(CommitResponse)"
         ]
     );
     assert_eq!(script.value("a"), Some(("old".to_owned(), 5)));
     assert_eq!(script.rows().len(), 1, "the second lock stands");
+}
+
+/// M6: that a share was done before only a leader in office can say: one that was deposed does not know of newer locks.
+#[test]
+fn a_share_without_its_lock_is_answered_by_a_leader_in_office() {
+    let mut script = Script::leading(10).with_key("a", "old", 5);
+    script.work(1, commit(60, share(ELSEWHERE, "a", vec![change("a", "new", 5)], vec![0])));
+    assert_eq!(script.answers(), ["1 judged Commit(CommitResponse)"]);
+    assert_eq!(script.value("a"), Some(("old".to_owned(), 5)));
+}
+
+/// M6: the record stays until each share is done, however often one of them is said to be.
+#[test]
+fn every_share_counts_once() {
+    let mut script = Script::leading(10).with_key("a", "old", 5);
+    let (token, _) = script.locked(1, lock(M, "a", &["a"], true));
+    let elsewhere_too = LockToken { seq: 78, ..ELSEWHERE };
+    let other = share(ELSEWHERE, "y", vec![change("y", "new", 0)], vec![0]);
+    let third = share(elsewhere_too, "z", vec![change("z", "new", 0)], vec![0]);
+    script.work(2, decide(vec![share(token, "a", vec![change("a", "new", 5)], vec![1]), other, third]));
+    script.number(40);
+    for _ in 0..3 {
+        script.pipeline.carried(token, ELSEWHERE);
+        script.pump();
+        script.settle();
+        assert_eq!(script.rows().len(), 1, "one of two is done");
+    }
+    script.pipeline.carried(token, elsewhere_too);
+    script.pump();
+    script.settle();
+    assert!(!script.pipeline.has_locks());
+}
+
+/// M5, H9: a late copy of the primary's lock is not asked what became of the transaction, in whatever order a new leader
+/// finds the rows.
+#[test]
+fn the_oldest_record_knows() {
+    let mut script = Script::leading(10).with_key("a", "old", 5);
+    let (token, _) = script.locked(1, lock(M, "a", &["a"], true));
+    let other = share(ELSEWHERE, "z", vec![change("z", "new", 0)], vec![0]);
+    script.work(2, decide(vec![share(token, "a", vec![change("a", "new", 5)], vec![1]), other]));
+    script.number(40);
+    script.locked(3, lock(M, "a", &["a"], true));
+    assert_eq!(script.pipeline.outcome(M), Outcome::Committed(41));
+    for reversed in [false, true] {
+        let mut rows: Vec<StoredLock> = script.rows().into_iter().cloned().collect();
+        if reversed {
+            rows.reverse();
+        }
+        script.pipeline.on_leader(Term(7), rows, &mut script.effects);
+        assert_eq!(script.pipeline.outcome(M), Outcome::Committed(41), "reversed: {reversed}");
+    }
 }
 
 /// M3, H7: after the record is gone a decision finds nothing.
