@@ -2,7 +2,8 @@
 //! `docs/decisions/0004-transactions.md`; the regions' side is the pipeline's.
 //!
 //! ```text
-//!   1. look    evaluate at a bound, without locks         what changes nothing ends here (rule M1)
+//!   1. look    guess from the nearest replicas; unless it  what changes nothing ends here (rule M1)
+//!              writes, evaluate at a bound, without locks
 //!   2. lock    the primary first, the others at once;     in key order where somebody is in the way
 //!              each lock answers what lies under it
 //!   3. decide  evaluate again, on what is locked;         the primary takes the number: the commit point (rule M4)

@@ -13,13 +13,14 @@ use braid_store_core::eval::{self, Context, Evaluated, Request};
 use braid_store_core::overlay::Overlay;
 use braid_store_core::view::View;
 use futures::future::try_join_all;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::fetched::Fetched;
 use super::locks::{Locks, Taken, Wanted};
 use super::plan::{Part, Plan, by_region, surely_writes};
 use super::{BYTES_MAX, CHANGES_MAX, Failed, too_large};
-use crate::kv::range::{overtaken, snapshot, user_range};
+use crate::kv::range::{self, overtaken, snapshot, user_range};
 use crate::kv::unexpected;
 use crate::shared::Shared;
 
@@ -37,30 +38,46 @@ pub async fn run(
     request: &Request,
     patience: Patience,
 ) -> Result<region_response::Result, Failed> {
+    let begun = Instant::now();
     let plan = Plan::of(request);
-    let bound = bound::take(&shared.numbers, patience).await?;
-    let past = past(shared, &plan, bound, patience).await?;
-    if plan.locks.is_empty() {
-        return match evaluate(request, &past, bound)? {
-            Outcome::Read(answer) => Ok(filled(answer, None, bound.revision)),
-            Outcome::Write(..) => Err(Status::internal("braid: a transaction without keys changes some").into()),
-        };
-    }
-    let mut past = past;
-    if !surely_writes(request) {
-        let mut state = Fetched::default().with_past_of(past);
-        let reads = plan.locks.iter().map(|(span, _)| at_bound(shared, span, bound, patience));
-        for kvs in try_join_all(reads).await? {
-            state.add(kvs);
+    let writes = surely_writes(request) || guess(shared, request, &plan, patience).await;
+    // A bound is needed before what is read there, and otherwise by the time of the decision.
+    let mut past = Fetched::default();
+    let mut taken_before = None;
+    if !writes || !plan.past.is_empty() || plan.locks.is_empty() {
+        let bound = bound::take(&shared.numbers, patience).await?;
+        taken_before = Some(bound);
+        past = self::past(shared, &plan, bound, patience).await?;
+        if !writes || plan.locks.is_empty() {
+            let mut state = past;
+            let reads = plan.locks.iter().map(|(span, _)| at_bound(shared, span, bound, patience));
+            for kvs in try_join_all(reads).await? {
+                state.add(kvs);
+            }
+            if let Outcome::Read(answer) = evaluate(request, &state, bound)? {
+                return Ok(filled(answer, None, bound.revision));
+            }
+            past = Fetched::default().with_past_of(state);
         }
-        if let Outcome::Read(answer) = evaluate(request, &state, bound)? {
-            return Ok(filled(answer, None, bound.revision));
-        }
-        past = Fetched::default().with_past_of(state);
     }
+    let looked = begun.elapsed();
     let parts = parts(shared, &plan, patience).await?;
     let wanted = Wanted { count_only: false, puts: request.puts() };
-    let (locks, mut taken) = Locks::take(shared, &parts, wanted, patience).await?;
+    let bound = async {
+        match taken_before {
+            Some(bound) => Ok(bound),
+            None => bound::take(&shared.numbers, patience).await,
+        }
+    };
+    let (locked, bound) = tokio::join!(Locks::take(shared, &parts, wanted, patience), bound);
+    let (locks, mut taken) = locked?;
+    let bound = match bound {
+        Ok(bound) => bound,
+        Err(error) => {
+            locks.release(patience).await;
+            return Err(error.into());
+        }
+    };
     let mut state = Fetched::default().with_past_of(past);
     for lock in &mut taken {
         for data in std::mem::take(&mut lock.data) {
@@ -70,7 +87,10 @@ pub async fn run(
     match evaluate(request, &state, bound) {
         Ok(Outcome::Write(changes, answer)) => {
             let shares = shares(&taken, changes)?;
+            let locked = begun.elapsed();
             let revision = decide(shared, locks, shares, patience).await?;
+            let decided = begun.elapsed();
+            tracing::debug!(regions = taken.len(), ?looked, ?locked, ?decided, revision, "a transaction over regions");
             Ok(filled(answer, Some(revision), revision - 1))
         }
         // While all is locked nothing that it saw can change, so any revision of now is right (rule M1).
@@ -84,6 +104,28 @@ pub async fn run(
             Err(failed)
         }
     }
+}
+
+/// Whether the transaction will probably change something, going by what any replicas have: the nearest ones, without a
+/// bound and without a common moment. A wrong guess costs time and nothing else: what is guessed to write is evaluated
+/// under its locks, what is guessed not to is evaluated at a bound.
+async fn guess(shared: &Shared, request: &Request, plan: &Plan, patience: Patience) -> bool {
+    if !plan.past.is_empty() {
+        return false;
+    }
+    let reads = plan.locks.iter().map(|(span, _)| async move {
+        let (key, range_end) = user_range(span);
+        let stale = RangeRequest { key, range_end, serializable: true, ..RangeRequest::default() };
+        range::range(shared, stale, patience).await
+    });
+    let Ok(answers) = try_join_all(reads).await else { return false };
+    let mut state = Fetched::default();
+    let heard = shared.numbers.heard().1;
+    for answer in answers {
+        state.add(answer.kvs);
+    }
+    let bound = Bound { revision: heard, compacted: 0 };
+    matches!(evaluate(request, &state, bound), Ok(Outcome::Write(..)))
 }
 
 /// The regions' parts of what is to be locked, in key order.
