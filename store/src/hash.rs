@@ -46,7 +46,7 @@ pub async fn serve(
         ms => Patience::within(timeout.min(Duration::from_millis(ms.into()))),
     };
     if let Err(refused) = span(&region, &request, epoch) {
-        return refused;
+        return *refused;
     }
     if !frontier::reach(&region, request.revision, catch_up).await {
         return refusal(timed_out("this replica does not have everything up to the revision yet"));
@@ -71,8 +71,8 @@ pub async fn serve(
 }
 
 fn scan(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch, go_on: &dyn Fn() -> bool) -> RegionResponse {
-    let moved = || refusal(busy("the replica's data is being replaced"));
-    let Some(replacements) = region.handle().replacements() else { return moved() };
+    let moved = || Box::new(refusal(busy("the replica's data is being replaced")));
+    let Some(replacements) = region.handle().replacements() else { return *moved() };
     let hash = region.data().snapshot().map_err(Unhashed::from).and_then(|snapshot| {
         // Checked behind the snapshot: epochs never come back, so it is of this one, and not half of a raft snapshot.
         let span = match span(region, request, epoch) {
@@ -87,7 +87,7 @@ fn scan(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch, go_on: &
     });
     match hash {
         Ok(Ok(hash)) => answer(hash),
-        Ok(Err(refused)) => refused,
+        Ok(Err(refused)) => *refused,
         Err(Unhashed::Compacted) => etcd_error(error::COMPACTED),
         Err(Unhashed::GivenUp) => refusal(timed_out("the range was not hashed in time")),
         Err(Unhashed::Damaged(damage)) => {
@@ -98,16 +98,16 @@ fn scan(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch, go_on: &
 }
 
 /// The keys that are asked for, if this replica is the one to ask.
-fn span(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch) -> Result<KeyRange, RegionResponse> {
+fn span(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch) -> Result<KeyRange, Box<RegionResponse>> {
     if region.is_damaged() {
-        return Err(etcd_error(error::CORRUPT));
+        return Err(Box::new(etcd_error(error::CORRUPT)));
     }
     let span = match request.start.is_empty() && request.end.is_empty() {
         true => region.handle().region().range(),
         false => KeyRange { start: request.start.clone(), end: request.end.clone() },
     };
     match wrong_region(region, &span, epoch) {
-        Some(refused) => Err(refused),
+        Some(refused) => Err(Box::new(refused)),
         None => Ok(span),
     }
 }
