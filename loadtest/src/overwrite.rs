@@ -83,6 +83,9 @@ pub struct Report {
     pub while_dropping: Summary,
     /// Latencies in the others, from the first put on.
     pub otherwise: Summary,
+    /// The median of the windows' 99th percentiles in microseconds, in windows in which history was dropped and in the
+    /// others: what else the machine does for a few seconds does not move it.
+    pub p99_medians_us: (f64, f64),
     /// Most bytes of the RocksDB folders in the second quarter of the run, and in the last one.
     pub kv_bytes_max: (u64, u64),
 }
@@ -143,7 +146,17 @@ pub async fn run(
     let quarter = windows.len() / 4;
     let most = |windows: &[Window]| windows.iter().map(|window| window.kv_bytes).max().unwrap_or(0);
     let kv_bytes_max = (most(&windows[quarter..2 * quarter]), most(&windows[windows.len() - quarter..]));
-    Ok(Report { while_dropping: dropping.summary(), otherwise: otherwise.summary(), kv_bytes_max, windows })
+    let p99_medians_us = (median_p99(&windows, true), median_p99(&windows, false));
+    let (while_dropping, otherwise) = (dropping.summary(), otherwise.summary());
+    Ok(Report { windows, while_dropping, otherwise, p99_medians_us, kv_bytes_max })
+}
+
+/// The median 99th percentile of the windows in which history was dropped, or of the others; 0 without any.
+fn median_p99(windows: &[Window], dropping: bool) -> f64 {
+    let side = windows.iter().filter(|window| (window.rows_dropped > 0) == dropping);
+    let mut p99s: Vec<f64> = side.map(|window| window.puts.p99_us).collect();
+    p99s.sort_unstable_by(f64::total_cmp);
+    p99s.get(p99s.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// One client: a put at each of its times until the end.

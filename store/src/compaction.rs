@@ -12,7 +12,9 @@
 //! most a third more than it must, and a row that stays is rewritten a few times in its life, not at every compaction.
 //!
 //! A pass must not be felt. RocksDB compacts one slice of some files at a time, beside its own compactions, which come
-//! between two slices; and between two slices the pass rests longer than it worked. Never two passes at once.
+//! between two slices; and between two slices the pass rests longer than it worked. Never two passes at once. All stores
+//! hear of a boundary in the same second, so each lets its own time pass before it begins: a write needs a majority of
+//! the replicas, and does not feel one of them working.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,11 +28,11 @@ use crate::engine::{Boundary, EVENTS, HISTORY};
 /// Part of the history, one in so many, that must lie below the boundary for a pass to be worth it.
 const SHARE_MIN: i64 = 4;
 /// Bytes that a pass must free at least; less is left to RocksDB.
-const FREED_BYTES_MIN: u64 = 16 << 20;
-/// Bytes of files that are compacted at once: about a second's work, for which the engine's own compactions wait.
-const SLICE_BYTES: u64 = 64 << 20;
+const FREED_BYTES_MIN: u64 = 32 << 20;
+/// Bytes of files that are compacted at once: some tenths of a second's work, for which the engine's own compactions wait.
+const SLICE_BYTES: u64 = 16 << 20;
 /// Rest after a slice, in times of the work for it.
-const REST: u32 = 2;
+const REST: u32 = 4;
 /// The same while somebody waits for the pass.
 const REST_AWAITED: u32 = 1;
 /// Pause after something has failed.
@@ -61,6 +63,8 @@ struct Inner {
     state: Mutex<State>,
     /// Notified when `state` changes.
     changed: Condvar,
+    /// How long a pass that nobody waits for is put off.
+    delay: Duration,
     /// Told when a pass has ended that somebody waits for.
     done: Box<dyn Fn() + Send + Sync>,
 }
@@ -74,17 +78,18 @@ struct State {
 }
 
 impl Compaction {
-    /// Starts the thread. `done` is told when a pass has ended.
+    /// Starts the thread. Passes begin after `delay`, and `done` is told when one has ended.
     ///
     /// # Errors
     /// The system has no thread left.
     pub fn start(
         db: Arc<DB>,
         boundary: Arc<Boundary>,
+        delay: Duration,
         done: impl Fn() + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
         let (state, changed, done) = (Mutex::default(), Condvar::new(), Box::new(done));
-        let inner = Arc::new(Inner { db, boundary, state, changed, done });
+        let inner = Arc::new(Inner { db, boundary, state, changed, delay, done });
         let worker = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("compaction".to_owned()).spawn(move || worker.run())?;
         Ok(Self { inner, thread: Mutex::new(Some(thread)) })
@@ -151,12 +156,14 @@ impl Inner {
         if self.boundary.raise(heard.compacted).map_err(|damage| damage.0)? {
             metrics::gauge!("braid_store_compaction_boundary").set(self.boundary.get() as f64);
         }
-        if self.is_due(heard) { self.pass(heard) } else { Ok(()) }
-    }
-
-    fn is_due(&self, heard: Heard) -> bool {
         let (boundary, dropped) = (self.boundary.get(), self.boundary.dropped());
-        is_awaited(heard, boundary, dropped) || is_worth_it(self.bytes(), dropped, boundary, heard.newest)
+        if is_awaited(heard, boundary, dropped) {
+            return self.pass(REST_AWAITED);
+        }
+        if is_worth_it(self.bytes(), dropped, boundary, heard.newest) && self.put_off(dropped) {
+            return self.pass(REST);
+        }
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
@@ -167,14 +174,13 @@ impl Inner {
             .sum()
     }
 
-    /// Goes through all history once, unless it is stopped on the way.
-    fn pass(&self, heard: Heard) -> Result<(), String> {
+    /// Goes through all history once, resting `rest` times as long as it works, unless it is stopped on the way.
+    fn pass(&self, rest: u32) -> Result<(), String> {
         let begin = Instant::now();
         // Whatever a filter uses from here on is at least this.
         let boundary = self.boundary.get();
         let before = self.bytes();
         let errors = self.engine_errors();
-        let rest = if is_awaited(heard, boundary, self.boundary.dropped()) { REST_AWAITED } else { REST };
         for family in [HISTORY, EVENTS] {
             if !self.go_through(family, rest)? {
                 return Ok(());
@@ -212,6 +218,17 @@ impl Inner {
             }
         }
         Ok(true)
+    }
+
+    /// Lets other stores go first, unless somebody comes to wait. False: stopped.
+    fn put_off(&self, dropped: i64) -> bool {
+        let until = Instant::now() + self.delay;
+        let mut state = self.state.lock();
+        while !state.stopped
+            && !is_awaited(state.heard, self.boundary.get(), dropped)
+            && !self.changed.wait_until(&mut state, until).timed_out()
+        {}
+        !state.stopped
     }
 
     /// Waits. False: stopped.

@@ -31,6 +31,10 @@ use crate::space::{Space, SpaceLimits};
 /// How long a planned stop tries to hand its regions' leadership over.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
+/// Stores drop history one after the other: ids that differ by less than the turns begin so far apart.
+const COMPACTION_STAGGER: Duration = Duration::from_secs(3);
+const COMPACTION_TURNS: u64 = 5;
+
 /// How a store is set up.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -140,7 +144,8 @@ impl Store {
         cluster.add_local(config.store_id, Arc::clone(&local) as Arc<dyn RegionService>);
         let news = Arc::new(Notify::new());
         let tell = Arc::clone(&news);
-        let compaction = Compaction::start(host.db(), Arc::clone(&shared.boundary), move || tell.notify_one());
+        let delay = COMPACTION_STAGGER * (config.store_id.0 % COMPACTION_TURNS) as u32;
+        let compaction = Compaction::start(host.db(), Arc::clone(&shared.boundary), delay, move || tell.notify_one());
         let compaction = Arc::new(compaction.map_err(|error| OpenError::Refused(format!("no thread: {error}")))?);
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat {

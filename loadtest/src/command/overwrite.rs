@@ -99,6 +99,12 @@ fn summary(report: &Report) {
     };
     show("while history was dropped", &report.while_dropping);
     show("otherwise", &report.otherwise);
+    let (dropping, otherwise) = report.p99_medians_us;
+    println!(
+        "median p99 of a window: {:.2} ms while history was dropped, {:.2} ms otherwise",
+        dropping / 1e3,
+        otherwise / 1e3
+    );
     let (early, late) = report.kv_bytes_max;
     println!(
         "most in the kv folders: {:.1} MiB in the second quarter, {:.1} MiB in the last",

@@ -15,15 +15,15 @@ const MB: u64 = 1 << 20;
 
 #[test]
 fn a_pass_is_worth_it_when_a_quarter_may_go_and_that_is_not_little() {
-    assert!(!is_worth_it(100 * MB, 0, 0, 1_000), "nothing is compacted");
-    assert!(!is_worth_it(100 * MB, 0, 249, 1_000));
-    assert!(is_worth_it(100 * MB, 0, 250, 1_000));
-    assert!(!is_worth_it(63 * MB, 0, 250, 1_000), "less than 16 MiB");
-    assert!(is_worth_it(64 * MB, 0, 250, 1_000));
-    assert!(!is_worth_it(100 * MB, 500, 500, 1_000), "done before");
-    assert!(!is_worth_it(100 * MB, 500, 600, 1_000));
-    assert!(is_worth_it(100 * MB, 500, 625, 1_000));
-    assert!(is_worth_it(100 * MB, 0, 250, 0), "an idle store may know a boundary and nothing newer");
+    assert!(!is_worth_it(200 * MB, 0, 0, 1_000), "nothing is compacted");
+    assert!(!is_worth_it(200 * MB, 0, 249, 1_000));
+    assert!(is_worth_it(200 * MB, 0, 250, 1_000));
+    assert!(!is_worth_it(127 * MB, 0, 250, 1_000), "less than 32 MiB");
+    assert!(is_worth_it(128 * MB, 0, 250, 1_000));
+    assert!(!is_worth_it(200 * MB, 500, 500, 1_000), "done before");
+    assert!(!is_worth_it(200 * MB, 500, 600, 1_000));
+    assert!(is_worth_it(200 * MB, 500, 625, 1_000));
+    assert!(is_worth_it(200 * MB, 0, 250, 0), "an idle store may know a boundary and nothing newer");
     assert!(is_worth_it(u64::MAX, 0, i64::MAX, i64::MAX));
 }
 
@@ -113,7 +113,8 @@ impl Scene {
             data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
         }
         let (pass, passes) = mpsc::channel();
-        let compaction = Compaction::start(Arc::clone(&db), Arc::clone(&boundary), move || _ = pass.send(()));
+        let compaction =
+            Compaction::start(Arc::clone(&db), Arc::clone(&boundary), Duration::ZERO, move || _ = pass.send(()));
         Self { _dir: dir, db, boundary, data, passes, compaction: compaction.expect("a thread") }
     }
 
@@ -147,7 +148,7 @@ fn a_wait_for_the_disk_makes_a_pass_however_little_there_is() {
 
 #[test]
 fn a_pass_is_made_by_itself_once_it_frees_enough() {
-    let (newest, bytes) = (600, 64 << 10);
+    let (newest, bytes) = (600, 128 << 10);
     let scene = Scene::new(newest, bytes);
     scene.compaction.look(Heard { compacted: 100, drop_below: 0, newest });
     scene.wait_for_boundary(100);

@@ -13,6 +13,8 @@ const BLOOM_BITS: f64 = 10.0;
 const LATEST_BLOCK_BYTES: usize = 8 << 10;
 /// Block of rows that are read in runs.
 const RUN_BLOCK_BYTES: usize = 16 << 10;
+/// Files of history and events: small, so that a pass over them can be made in small steps.
+const HISTORY_FILE_BYTES: u64 = 16 << 20;
 /// Part of a memtable that a bloom filter in front of it takes.
 const MEMTABLE_BLOOM_RATIO: f64 = 0.05;
 /// Deletes among so many neighbouring rows of a new file that call for its compaction: a scan over keys that were deleted
@@ -71,10 +73,12 @@ pub fn column_families(options: &EngineOptions, boundary: &Boundary) -> Vec<Colu
     let by_key = SliceTransform::create("braid.history.key", key::history_prefix, Some(key::is_history_key));
     history.set_prefix_extractor(by_key);
     history.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+    history.set_target_file_size_base(HISTORY_FILE_BYTES);
     history.set_compaction_filter_factory(boundary.filter(HISTORY));
 
     let mut events = common(options.memtable_bytes / 4);
     events.set_block_based_table_factory(&blocks(RUN_BLOCK_BYTES));
+    events.set_target_file_size_base(HISTORY_FILE_BYTES);
     events.set_compaction_filter_factory(boundary.filter(EVENTS));
 
     let mut locks = common(options.memtable_bytes / 4);
