@@ -7,10 +7,7 @@ use crate::key::KeyRange;
 
 /// Visits the range of every compare and every operation of `txn`, of both branches and of nested transactions, and
 /// whether it writes there. `visit` may stop the walk.
-pub fn txn_accesses(
-    txn: &TxnRequest,
-    visit: &mut dyn FnMut(KeyRange, bool) -> ControlFlow<()>,
-) -> ControlFlow<()> {
+pub fn txn_accesses(txn: &TxnRequest, visit: &mut dyn FnMut(KeyRange, bool) -> ControlFlow<()>) -> ControlFlow<()> {
     for compare in &txn.compare {
         visit(KeyRange::user(&compare.key, &compare.range_end), false)?;
     }

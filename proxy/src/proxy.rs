@@ -15,6 +15,7 @@ use braid_proto::etcd::v3electionpb::election_server::ElectionServer;
 use braid_proto::etcd::v3lockpb::lock_server::LockServer;
 use braid_proto::pb::admin_server::AdminServer;
 use braid_proto::pb::inspect_server::InspectServer;
+use dashmap::DashMap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -55,6 +56,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             regions,
             numbers,
+            lock_terms: DashMap::new(),
             placement: Arc::clone(&placement),
             presence: Presence::new(Arc::clone(&placement), &config),
             in_flight: InFlight::new(config.max_in_flight),

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use braid_placement_client::{Numbers, PlacementClient};
 use braid_proto::etcd::etcdserverpb::ResponseHeader;
+use braid_proto::id::RegionId;
+use dashmap::DashMap;
 use tonic::metadata::MetadataMap;
 
 use crate::config::ProxyConfig;
@@ -27,6 +29,8 @@ pub struct Shared {
     pub numbers: Arc<Numbers>,
     /// Placement's client.
     pub placement: Arc<PlacementClient>,
+    /// The term in which a region's leader has last taken a lock of ours, as far as we have heard.
+    pub lock_terms: DashMap<RegionId, u64>,
     /// What placement says about proxies and itself.
     pub presence: Presence,
     /// Requests under way.

@@ -1,16 +1,19 @@
 //! Taking the locks of a transaction, and giving them up.
 //!
-//! 1. The primary, the lowest key, is locked first: its lock is the transaction's record, so that whoever asks about the
-//!    transaction finds it there, or learns that it is over (rule M3).
-//! 2. All others are tried at once. That waits for nobody, so it cannot be part of a deadlock.
-//! 3. If somebody is in the way, what was locked above him is given up, and the rest is locked one after the other in key
-//!    order, waiting. Everybody waits in that order, so no circle of waiting can close.
+//! 1. Everything is tried at once. That waits for nobody, so it cannot be part of a deadlock. The primary's lock, the lowest
+//!    key's, is the transaction's record; it names the term of the leader that must take it, because somebody who meets
+//!    another lock first may ask that leader for the record and be told that there is none, which is final.
+//! 2. If somebody is in the way, or that term is not known or over, all is given up and begun again in order: the primary
+//!    first (rule M3), then all others at once; and if somebody is still in the way, what was locked above him is given up,
+//!    and the rest is locked one after the other in key order, waiting. Everybody waits in that order, so no circle of
+//!    waiting can close.
 //!
 //! Meanwhile the primary is told that somebody is still at work.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use braid_proto::id::RegionId;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{
     HoldRequest, LockRequest, LockResponse, LockToken, LockedData, ReleaseRequest, TxnId, region_request,
@@ -73,14 +76,38 @@ impl Locks {
         wanted: Wanted,
         patience: Patience,
     ) -> Result<(Self, Vec<Taken>), Failed> {
-        let txn = TxnId { high: rand::random(), low: rand::random() };
-        let primary = parts[0].key().clone();
-        let mut locks =
-            Self { shared: Arc::clone(shared), txn, primary, asked: Vec::new(), decided: false, holding: None };
+        let region = parts[0].route.region;
+        let term = shared.lock_terms.get(&region).map(|term| *term);
+        if let Some(term) = term.filter(|_| parts.len() > 1) {
+            let mut locks = Self::new(shared, parts);
+            locks.asked = parts.iter().map(|part| part.key().clone()).collect();
+            let primary = (region.0, term);
+            let tries = parts.iter().zip(std::iter::once(primary).chain(std::iter::repeat((0, 0))));
+            let tried = join_all(tries.map(|(part, primary)| locks.ask(part, wanted, primary, false, patience))).await;
+            let taken: Result<Vec<_>, Failed> = tried.into_iter().collect();
+            if let Some(taken) = taken?.into_iter().collect::<Option<Vec<Taken>>>() {
+                locks.hold();
+                return Ok((locks, taken));
+            }
+            metrics::counter!("braid_proxy_lock_conflicts_total").increment(1);
+            locks.release(patience).await;
+        }
+        Self::take_in_order(shared, parts, wanted, patience).await
+    }
+
+    async fn take_in_order(
+        shared: &Arc<Shared>,
+        parts: &[Part],
+        wanted: Wanted,
+        patience: Patience,
+    ) -> Result<(Self, Vec<Taken>), Failed> {
+        let mut locks = Self::new(shared, parts);
         let mut taken = Vec::with_capacity(parts.len());
-        taken.push(locks.wait_for(&parts[0], wanted, patience).await?);
+        let primary = locks.wait_for(&parts[0], wanted, patience).await?;
+        shared.lock_terms.insert(RegionId(primary.token.region_id), primary.token.term);
+        taken.push(primary);
         locks.hold();
-        let tries = parts[1..].iter().map(|part| locks.ask(part, wanted, false, patience));
+        let tries = parts[1..].iter().map(|part| locks.ask(part, wanted, (0, 0), false, patience));
         let tried = join_all(tries).await;
         locks.asked.extend(parts[1..].iter().map(|part| part.key().clone()));
         for answer in tried {
@@ -92,13 +119,24 @@ impl Locks {
         if taken.len() < parts.len() {
             metrics::counter!("braid_proxy_lock_conflicts_total").increment(1);
             let above = parts[taken.len()..].iter().map(|part| part.key().clone()).collect();
-            release(shared, txn, above, patience).await;
+            release(shared, locks.txn, above, patience).await;
             for part in &parts[taken.len()..] {
                 let lock = locks.wait_for(part, wanted, patience).await?;
                 taken.push(lock);
             }
         }
         Ok((locks, taken))
+    }
+
+    fn new(shared: &Arc<Shared>, parts: &[Part]) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            txn: TxnId { high: rand::random(), low: rand::random() },
+            primary: parts[0].key().clone(),
+            asked: Vec::new(),
+            decided: false,
+            holding: None,
+        }
     }
 
     /// The transaction.
@@ -126,11 +164,19 @@ impl Locks {
         if !self.asked.contains(part.key()) {
             self.asked.push(part.key().clone());
         }
-        self.ask(part, wanted, true, patience).await?.ok_or(Failed::Again("conflict"))
+        self.ask(part, wanted, (0, 0), true, patience).await?.ok_or(Failed::Again("conflict"))
     }
 
-    /// `None`: somebody is in the way.
-    async fn ask(&self, part: &Part, wanted: Wanted, wait: bool, patience: Patience) -> Result<Option<Taken>, Failed> {
+    /// `None`: somebody is in the way. `beside`: region and term in which the primary must be taken, if this is it and the
+    /// others do not wait for it; zeros otherwise.
+    async fn ask(
+        &self,
+        part: &Part,
+        wanted: Wanted,
+        beside: (u64, u64),
+        wait: bool,
+        patience: Patience,
+    ) -> Result<Option<Taken>, Failed> {
         let reads = part.reads(wanted.count_only);
         let op = region_request::Op::Lock(LockRequest {
             txn: Some(self.txn),
@@ -139,6 +185,8 @@ impl Locks {
             reads,
             wait,
             puts: wanted.puts,
+            primary_region: beside.0,
+            primary_term: beside.1,
         });
         let within = |range: &KeyRange| part.lies_in(range);
         // Kind::Write: a second lock of the same transaction would wait for the first.

@@ -52,8 +52,8 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-use locks::LockTable;
 pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
+use locks::{Denied, LockTable};
 pub use multi::{Blocker, Outcome};
 use numbers::Numbers;
 
@@ -172,6 +172,8 @@ pub enum Work {
     Step(LockToken),
     /// The region's own: the transaction of this lock is over, undecided.
     Abort(LockToken),
+    /// The region's own: remove the records whose shares are done.
+    Forget,
 }
 
 /// What the sequencer gave.
@@ -272,6 +274,8 @@ pub struct Pipeline<R, W> {
     locks: LockTable,
     /// What waits for locks to go, in order of arrival.
     parked: VecDeque<Queued<R>>,
+    /// Transactions that this leader has said to be over without ever having had their record: none may come any more.
+    denied: Denied,
     /// Readers that wait for a lock to go.
     lock_readers: Vec<(LockToken, W)>,
     in_flight_bytes: usize,
@@ -314,6 +318,7 @@ impl<R, W> Pipeline<R, W> {
             readers: BTreeMap::new(),
             locks: LockTable::default(),
             parked: VecDeque::new(),
+            denied: Denied::default(),
             lock_readers: Vec::new(),
             in_flight_bytes: 0,
             compacted: 0,
@@ -782,6 +787,7 @@ impl<R, W> Pipeline<R, W> {
             effects.push(Effect::Wake { reader, applied: false });
         }
         self.locks = LockTable::default();
+        self.denied = Denied::default();
         self.overlay = Overlay::default();
         self.numbers = Numbers::default();
         self.applied = self.seq;

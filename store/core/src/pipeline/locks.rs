@@ -10,6 +10,8 @@
 //!       └───────release, abort────────────────────────────────────────────────────────► gone
 //! ```
 
+use std::collections::HashSet;
+
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{LockRange, LockToken, StoredLock, TxnId};
 use bytes::Bytes;
@@ -116,6 +118,35 @@ fn to_carry(record: &StoredLock) -> Vec<LockToken> {
 /// The keys of a range in a message.
 pub fn key_range(range: &LockRange) -> KeyRange {
     KeyRange { start: range.start.clone(), end: range.end.clone() }
+}
+
+/// Transactions that were asked about and are not known here, as long as this leader's term lasts.
+///
+/// A coordinator that locks the primary and the others at the same time may be asked about before the primary's lock is
+/// there. "Over" is final, so the lock must not come after it: it names the term it may be taken in, and in that term the
+/// leader remembers what it has said. A lock that names another term, or another region, is refused.
+#[derive(Debug, Default)]
+pub struct Denied {
+    txns: HashSet<TxnId>,
+    full: bool,
+}
+
+/// Transactions that are remembered; once they are more, no primary of this term is locked beside the others.
+const DENIED_MAX: usize = 65_536;
+
+impl Denied {
+    /// `txn` is said to be over.
+    pub fn insert(&mut self, txn: TxnId) {
+        self.full |= self.txns.len() >= DENIED_MAX;
+        if !self.full {
+            self.txns.insert(txn);
+        }
+    }
+
+    /// Whether a record of `txn` may still be made.
+    pub fn allows(&self, txn: TxnId) -> bool {
+        !self.full && !self.txns.contains(&txn)
+    }
 }
 
 /// See the module's text.

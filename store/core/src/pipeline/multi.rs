@@ -7,7 +7,8 @@
 //! | coordinator | decide (primary) | the number, the own share, and a record of everybody else's in one entry |
 //! | coordinator | release | undecided locks go |
 //! | primary | commit | a share and the unlock in one entry |
-//! | itself | step | a large share's next chunk; the removal of a record whose shares are done |
+//! | itself | step | a large share's next chunk |
+//! | itself | forget | records whose shares are done go, many at once |
 //! | itself | abort | the coordinator is silent, or the primary knows nothing of the transaction |
 //!
 //! Shares that wipe ranges are done in chunks of [`WIPE_KEYS`]; the lock keeps half of it from being seen, and its row
@@ -30,6 +31,8 @@ use crate::view::{BaseView, Damaged, View};
 
 /// Keys that one entry of a wipe takes: a few milliseconds of apply, which other regions share.
 pub const WIPE_KEYS: usize = 1_024;
+/// Records that are forgotten before the next tick does it.
+pub const FORGET_AT_ONCE: usize = 64;
 /// Bytes that a lock's answer may take.
 pub const LOCK_READ_BYTES_MAX: usize = 32 << 20;
 
@@ -98,6 +101,9 @@ impl<R, W> Pipeline<R, W> {
         }
         aborted.into_iter().for_each(|token| self.push_own(Work::Abort(token)));
         self.schedule_steps();
+        if self.locks.iter().any(is_done) {
+            self.push_own(Work::Forget);
+        }
     }
 
     /// The coordinator of `txn` is still at work. False: it is over.
@@ -110,9 +116,12 @@ impl<R, W> Pipeline<R, W> {
     }
 
     /// What became of `txn`, whose primary lies here. Sound only while this peer leads: check that last.
-    pub fn outcome(&self, txn: TxnId) -> Outcome {
+    pub fn outcome(&mut self, txn: TxnId) -> Outcome {
         match self.locks.record(txn) {
-            None => Outcome::Over,
+            None => {
+                self.denied.insert(txn);
+                Outcome::Over
+            }
             Some(Lock { next: Some((seq, _)), .. } | Lock { ended: Some(seq), .. }) => Outcome::Wait(*seq),
             Some(record) if record.row.revision > 0 => Outcome::Committed(record.row.revision),
             Some(_) => Outcome::Later,
@@ -136,7 +145,11 @@ impl<R, W> Pipeline<R, W> {
         if let Some(record) = self.locks.get_mut(token) {
             record.to_carry.retain(|left| *left != share);
         }
-        self.schedule_steps();
+        // A record whose shares are done is in nobody's way: many are forgotten at once.
+        let done = self.locks.iter().filter(|lock| is_done(lock)).count();
+        if done > 0 && done.is_multiple_of(FORGET_AT_ONCE) {
+            self.push_own(Work::Forget);
+        }
     }
 
     /// What a transaction over several regions holds that a read of `range` at `revision` must wait for (rule M7),
@@ -195,12 +208,17 @@ impl<R, W> Pipeline<R, W> {
                     effects.extend(to.map(|to| reply(to, region_response::Result::Lock(conflict))));
                 }
             },
+            Work::Lock(request) if self.comes_too_late(&request) => {
+                let conflict = LockResponse { conflict: true, ..LockResponse::default() };
+                effects.extend(to.map(|to| reply(to, region_response::Result::Lock(conflict))));
+            }
             Work::Lock(request) => self.lock(to, request, base, heard, effects)?,
             Work::Decide(request) => self.decide(to, request, heard),
             Work::Release(txn) => self.release(to, txn, effects),
             Work::Commit(request) => self.commit(to, request, effects),
             Work::Step(token) => self.step(token, base)?,
             Work::Abort(token) => self.end_undecided(None, &[token]),
+            Work::Forget => self.forget(),
         }
         self.wake_lock_readers(effects);
         Ok(())
@@ -215,6 +233,12 @@ impl<R, W> Pipeline<R, W> {
             wanted.iter().any(|(mine, writes)| theirs.iter().any(|(their, w)| (*writes || *w) && mine.overlaps(their)))
         };
         self.barrier.is_some() || self.locks.hinder(&wanted) || self.parked.iter().any(overtakes)
+    }
+
+    /// Whether this is a primary's lock that others did not wait for, and somebody may have been told that there is none.
+    fn comes_too_late(&self, request: &LockRequest) -> bool {
+        let here = request.primary_region == self.region.id && Some(request.primary_term) == self.leading.map(|t| t.0);
+        request.primary_term != 0 && !(here && self.denied.allows(request.txn.unwrap_or_default()))
     }
 
     fn lock(
@@ -391,18 +415,25 @@ impl<R, W> Pipeline<R, W> {
         self.push_item(Item { locks: vec![row], ..item });
     }
 
-    /// Takes the next step of a decided transaction: wipes a chunk, or forgets a record.
+    /// Removes every record whose shares are done.
+    fn forget(&mut self) {
+        let seq = self.seq + 1;
+        let mut locks = Vec::new();
+        for lock in self.locks.iter_mut().filter(|lock| is_done(lock)) {
+            lock.ended = Some(seq);
+            locks.push(LockRow { key: lock.row_key(), token: Some(lock.token()), lock: None });
+        }
+        if !locks.is_empty() {
+            self.seq = seq;
+            let item = self.item(None, region_response::Result::Release(ReleaseResponse {}), seq);
+            self.push_item(Item { locks, ..item });
+        }
+    }
+
+    /// Takes the next step of a transaction that wipes ranges here.
     fn step(&mut self, token: LockToken, base: &dyn BaseView) -> Result<(), Damaged> {
         let seq = self.seq + 1;
         let Some(lock) = self.locks.get(token).filter(|lock| next_step(lock)) else { return Ok(()) };
-        if lock.is_only_record() {
-            let row = LockRow { key: lock.row_key(), token: Some(token), lock: None };
-            self.locks.get_mut(token).expect("just seen").ended = Some(seq);
-            self.seq = seq;
-            let item = self.item(None, region_response::Result::Release(ReleaseResponse {}), seq);
-            self.push_item(Item { locks: vec![row], ..item });
-            return Ok(());
-        }
         let mut row = lock.row.clone();
         let (key, revision) = (lock.row_key(), row.revision);
         let view = View { overlay: &self.overlay, base };
@@ -507,15 +538,22 @@ impl Work {
         match self {
             Self::Evaluate(request) => request.accesses(),
             Self::Lock(lock) => lock.ranges.iter().map(|range| (key_range(range), range.exclusive)).collect(),
-            Self::Decide(_) | Self::Release(_) | Self::Commit(_) | Self::Step(_) | Self::Abort(_) => Vec::new(),
+            Self::Decide(_) | Self::Release(_) | Self::Commit(_) | Self::Step(_) | Self::Abort(_) | Self::Forget => {
+                Vec::new()
+            }
         }
     }
 }
 
-/// Whether a decided transaction has something left to do here.
+/// Whether a decided transaction has something left to wipe here.
 fn next_step(lock: &Lock) -> bool {
     let idle = lock.row.revision > 0 && lock.next.is_none() && lock.ended.is_none();
-    idle && (!lock.is_only_record() || lock.to_carry.is_empty())
+    idle && !lock.is_only_record()
+}
+
+/// Whether nothing but a record is left, and all its shares are done.
+fn is_done(lock: &Lock) -> bool {
+    lock.is_only_record() && lock.to_carry.is_empty() && lock.next.is_none() && lock.ended.is_none()
 }
 
 fn carry<R, W>(lock: &Lock, effects: &mut Vec<Effect<R, W>>) {

@@ -27,7 +27,15 @@ fn lock(txn: TxnId, primary: &str, keys: &[&str], wait: bool) -> Work {
     let ranges = exclusive(keys);
     let read = |range: &LockRange| LockRead { start: range.start.clone(), end: range.end.clone(), count_only: false };
     let reads = ranges.iter().map(read).collect();
-    Work::Lock(LockRequest { txn: Some(txn), primary: key(primary), ranges, reads, wait, puts: true })
+    Work::Lock(LockRequest {
+        txn: Some(txn),
+        primary: key(primary),
+        ranges,
+        reads,
+        wait,
+        puts: true,
+        ..Default::default()
+    })
 }
 
 fn change(k: &str, value: &str, supersedes: i64) -> Change {
@@ -154,8 +162,31 @@ fn a_primary_decides_carries_and_forgets() {
     script.pipeline.carried(token, ELSEWHERE);
     script.pump();
     script.settle();
+    assert_eq!(script.rows().len(), 1, "one record is not worth an entry");
+    script.tick();
+    script.settle();
     assert_eq!(script.rows().len(), 0);
     assert!(!script.pipeline.has_locks());
+}
+
+/// H8 without waiting for the primary: once somebody was told that there is no record, none comes any more; and one that
+/// was meant for another term or region does not come either.
+#[test]
+fn a_primary_that_was_denied_is_not_locked_any_more() {
+    let beside = |txn, region, term| match lock(txn, "a", &["a"], false) {
+        Work::Lock(request) => Work::Lock(LockRequest { primary_region: region, primary_term: term, ..request }),
+        _ => unreachable!(),
+    };
+    let mut script = Script::leading(10).with_key("a", "old", 5);
+    assert_eq!(script.pipeline.outcome(M), Outcome::Over);
+    script.work(1, beside(M, 7, 5));
+    assert!(script.lock_answer(1).expect("an answer").conflict);
+    script.work(2, beside(OTHER, 7, 4));
+    assert!(script.lock_answer(2).expect("an answer").conflict, "another term may have denied it");
+    script.work(3, beside(OTHER, 8, 5));
+    assert!(script.lock_answer(3).expect("an answer").conflict, "so may another region");
+    script.locked(4, beside(OTHER, 7, 5));
+    assert_eq!(script.pipeline.outcome(OTHER), Outcome::Later);
 }
 
 /// M2, H5: whoever reads or writes a locked key waits before it asks for a number; others pass.
@@ -244,7 +275,7 @@ fn every_share_counts_once() {
         assert_eq!(script.rows().len(), 1, "one of two is done");
     }
     script.pipeline.carried(token, elsewhere_too);
-    script.pump();
+    script.tick();
     script.settle();
     assert!(!script.pipeline.has_locks());
 }
@@ -462,7 +493,8 @@ fn a_wipe_goes_in_chunks_and_survives_its_leader() {
     let range = KeyRange { start: key("k"), end: key("l") };
     let ranges = vec![LockRange { start: range.start.clone(), end: range.end.clone(), exclusive: true }];
     let read = LockRead { start: range.start.clone(), end: range.end.clone(), count_only: true };
-    let request = LockRequest { txn: Some(M), primary: key("a"), ranges, reads: vec![read], wait: true, puts: false };
+    let request =
+        LockRequest { txn: Some(M), primary: key("a"), ranges, reads: vec![read], wait: true, ..Default::default() };
     let (token, data) = script.locked(1, Work::Lock(request));
     assert_eq!((data[0].count, data[0].kvs.len()), (keys as i64, 0));
     let wipe = Wipe { start: range.start.clone(), end: range.end.clone(), first_sub: 100 };
