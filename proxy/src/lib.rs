@@ -30,6 +30,7 @@ pub mod in_flight;
 pub mod presence;
 pub mod shared;
 mod transact;
+pub mod watch;
 
 mod admin;
 mod authority;

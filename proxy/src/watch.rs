@@ -1,0 +1,67 @@
+//! Watch: events of many regions as one ordered stream for each client. How it works, and why, is in
+//! `docs/decisions/0005-watch.md`.
+//!
+//! The service speaks etcd's words with clients and knows nothing of regions; the hub knows regions and nothing of clients'
+//! streams. Between them lies [`Source`].
+
+use std::sync::Arc;
+
+use braid_proto::etcd::mvccpb::Event;
+use braid_proto::key::KeyRange;
+use futures::future::BoxFuture;
+
+/// Names a subscription of one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SubscriptionId(pub u64);
+
+/// What a client's stream wants to hear.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Internal keys; not empty.
+    pub range: KeyRange,
+    /// First revision wanted. At most one above the newest: what lies further ahead is the caller's to hold back.
+    pub start: i64,
+    /// Whether events carry what was there before.
+    pub prev_kv: bool,
+}
+
+/// What a subscription hears, in this order: all events of a revision at once, revisions rising, nothing left out.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// Every event of `revision` in the range, in order of sub-revision; shared by all that hear it.
+    Events {
+        /// Their revision.
+        revision: i64,
+        /// At least one.
+        events: Arc<Vec<Event>>,
+    },
+    /// History that is needed to go on is gone: it begins at this revision. The subscription has ended.
+    Compacted(i64),
+}
+
+/// Where news go. Must not block.
+pub trait Receiver: Send + Sync + 'static {
+    /// Takes news of a subscription. False: there is no room; the same news are offered again after
+    /// [`Source::resume`], and nothing else until then.
+    fn take(&self, id: SubscriptionId, news: &News) -> bool;
+}
+
+/// Where events come from.
+pub trait Source: Send + Sync + 'static {
+    /// Begins to tell `receiver` what `wanted` says. News may come before this returns.
+    fn subscribe(&self, id: SubscriptionId, wanted: Wanted, receiver: Arc<dyn Receiver>);
+
+    /// Ends a subscription. No news of it come after this returns.
+    fn unsubscribe(&self, id: SubscriptionId);
+
+    /// The receiver of `id` has room again.
+    fn resume(&self, id: SubscriptionId);
+
+    /// The revision up to which the receiver has taken all there is; nothing at or below it comes any more. `None`: there is
+    /// no such subscription (any more).
+    fn frontier(&self, id: SubscriptionId) -> Option<i64>;
+
+    /// Ends once the frontier of `id` has reached `revision`, which the sequencer has given, or there is no such
+    /// subscription any more. Waits as long as that takes.
+    fn reach(&self, id: SubscriptionId, revision: i64) -> BoxFuture<'static, ()>;
+}
