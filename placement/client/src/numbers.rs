@@ -215,7 +215,9 @@ impl Numbers {
             let (epoch, revision) = state.core.heard();
             self.heard_epoch.store(epoch, Ordering::Release);
             self.heard_revision.store(revision, Ordering::Release);
-            self.compacted.fetch_max(answer.compacted, Ordering::AcqRel);
+            if self.compacted.fetch_max(answer.compacted, Ordering::AcqRel) < answer.compacted {
+                metrics::gauge!("braid_compacted_revision").set(answer.compacted as f64);
+            }
         }
         answered
     }
