@@ -18,7 +18,7 @@ use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeade
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response};
-use braid_store_core::pipeline::{Blocker, timed_out};
+use braid_store_core::pipeline::{Blocker, busy, timed_out};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -187,8 +187,10 @@ async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64
             Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
             Err(Answer::Done(refused)) => return refused,
             Err(Answer::Overtaken) if asked > 0 => return etcd_error(error::COMPACTED),
-            // Only if more was applied since: the next one reads that.
-            Err(Answer::Overtaken) => {}
+            // What was applied since lets the next one read at a newer revision. A replica that stands still below the
+            // boundary, behind a lock or with nothing to apply, cannot serve this (rule Q4): its caller comes again.
+            Err(Answer::Overtaken) if frontier::here(&region) > applied => {}
+            Err(Answer::Overtaken) => return refusal(busy("this replica is behind what has been compacted")),
         }
     }
 }

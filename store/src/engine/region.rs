@@ -35,9 +35,9 @@ pub struct Published {
     pub range: KeyRange,
     /// Newest revision applied. Inclusive; at least the first of all. The applied mark on disk says so at start.
     pub applied: i64,
-    /// Exclusive: no event above it is missing on disk. `events_mark <= recent.complete_above()`.
+    /// Exclusive: no event above it is missing on disk.
     pub events_mark: i64,
-    /// The newest changes.
+    /// The newest changes. Right after a split the child's reach further back than its events on disk.
     pub recent: Recent,
     /// How many keys are live where; `None` until somebody counts.
     pub counts: Option<Buckets>,
@@ -68,6 +68,8 @@ pub struct RegionData {
     pub(super) counting: Mutex<()>,
     /// Bytes written since the start: what may still lie in memtables.
     pub(super) written_bytes: AtomicU64,
+    /// Whether this is the child of a split that happened just now.
+    pub(super) newborn: bool,
     /// Why the data cannot be used at all; every read says so.
     damage: Option<Damaged>,
 }
@@ -79,7 +81,7 @@ impl RegionData {
         let found = events_of(&db, region, &boundary).and_then(|events| Ok((events, Locks::read(&db, region)?)));
         let (events, locks, damage) = match found {
             Ok((events, locks)) => (events, locks, None),
-            Err(damage) => (Events { newest: 0, mark: 0 }, Locks::default(), Some(damage)),
+            Err(damage) => (Events { newest: 0, mark: 0, newborn: false }, Locks::default(), Some(damage)),
         };
         let applied = events.newest.max(Revision::INITIAL.0);
         let published = Published {
@@ -97,6 +99,7 @@ impl RegionData {
             ceiling: AtomicI64::new(applied.max(events.mark)),
             counting: Mutex::new(()),
             written_bytes: AtomicU64::new(0),
+            newborn: events.newborn,
             damage,
         }
     }
@@ -184,15 +187,20 @@ struct Events {
     /// Newest revision applied, or a bound above it.
     newest: i64,
     mark: i64,
+    /// No mark spoke of the data before.
+    newborn: bool,
 }
 
 fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Damaged> {
     let id = region.region_id();
     match (mark_of(db, StoredKey::EventsMark { region: id })?, mark_of(db, StoredKey::AppliedMark { region: id })?) {
-        (Some(mark), newest) => Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark }),
-        (None, Some(newest)) => Ok(Events { newest, mark: 0 }),
+        (Some(mark), newest) => Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark, newborn: false }),
+        (None, Some(newest)) => Ok(Events { newest, mark: 0, newborn: false }),
         // Nothing happened in its range, or all of it below the compaction boundary.
-        (None, None) if !has_data(db, region)? => Ok(Events { newest: 0, mark: (boundary.get() - 1).max(0) }),
+        (None, None) if !has_data(db, region)? => {
+            let below = (boundary.get() - 1).max(0);
+            Ok(Events { newest: below, mark: below, newborn: false })
+        }
         // Data of which no mark speaks: the child of a split, opened for the first time. What its range has seen was applied by
         // the parent, and recorded under the parent's id.
         (None, None) => {
@@ -201,7 +209,7 @@ fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Da
             let row = StoredKey::EventsMark { region: id }.encode();
             db.put_cf(events, row, mark.to_be_bytes())
                 .map_err(|error| Damaged(format!("{EVENTS} cannot be written: {error}")))?;
-            Ok(Events { newest: mark, mark })
+            Ok(Events { newest: mark, mark, newborn: true })
         }
     }
 }

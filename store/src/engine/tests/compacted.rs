@@ -293,6 +293,8 @@ fn a_child_opened_above_what_was_dropped_does_not_claim_to_know_it() {
     scene.compact_all();
     let child = Region { id: 8, start: user_key(b"l"), ..region() };
     let child = RegionData::open(Arc::clone(&scene.db), &child, Arc::clone(&scene.boundary));
+    assert_eq!(child.frontier(), revision + 2, "an idle child can be read at what it claims to have");
+    assert_eq!(child.get_at(&key, child.frontier()), Ok(None));
     let after = |after| child.snapshot().expect("readable").changes_after(after, &mut |_| ControlFlow::Continue(()));
     assert_eq!(after(revision), Ok(Completeness::CompleteAbove(revision + 2)));
     assert_eq!(after(revision + 2), Ok(Completeness::Complete));
