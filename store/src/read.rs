@@ -18,7 +18,7 @@ use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeade
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response};
-use braid_store_core::pipeline::{Blocker, busy, timed_out};
+use braid_store_core::pipeline::{Blocker, Woken, busy, timed_out};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -152,15 +152,14 @@ pub async fn out_of_the_way(region: &Arc<RegionPeer>, span: &KeyRange, revision:
             Ok(Some(waiting)) => waiting,
         };
         match locked {
-            None => return told.await.unwrap_or(false),
-            Some(Blocker::InFlight(_)) => {
-                if !told.await.unwrap_or(false) {
-                    return false;
-                }
-            }
+            None | Some(Blocker::InFlight(_)) => match told.await.unwrap_or(Woken::Lost) {
+                Woken::Applied if locked.is_none() => return true,
+                Woken::Applied | Woken::Again => {}
+                Woken::Lost => return false,
+            },
             Some(Blocker::Lock { token, txn, primary }) => match timeout(LOCK_PATIENCE, told).await {
-                Ok(Ok(true)) => {}
-                Ok(_) => return false,
+                Ok(Ok(Woken::Applied | Woken::Again)) => {}
+                Ok(Ok(Woken::Lost) | Err(_)) => return false,
                 Err(_) => multi::ask(region, multi::Question { token, txn, primary, read_at: revision }).await,
             },
         }

@@ -15,7 +15,7 @@ use braid_proto::pb::{Peer, Region, RegionEntry, RegionResponse, region_response
 use braid_store_client::Regions as Cluster;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
-    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Work, timed_out,
+    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Woken, Work, timed_out,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -31,8 +31,8 @@ use crate::space::Space;
 
 /// Where an answer goes. A caller that went away is no error.
 pub type Reply = oneshot::Sender<RegionResponse>;
-/// Who waits for in-flight writes: `true` once they are applied, `false` if leadership is lost.
-pub type Waker = oneshot::Sender<bool>;
+/// Who waits for in-flight writes and locks.
+pub type Waker = oneshot::Sender<Woken>;
 type Effects = Vec<Effect<Reply, Waker>>;
 
 // An entry holds one batch, or one request of any size that may be evaluated; both with what encoding adds.
@@ -205,7 +205,7 @@ impl RegionPeer {
             Effect::Number { batch, count } => self.ask_numbers(batch, count),
             Effect::Judge { to, term, answer } => self.judge(to, term, answer),
             Effect::Reply { to, answer } => _ = to.send(answer),
-            Effect::Wake { reader, applied } => _ = reader.send(applied),
+            Effect::Wake { reader, woken } => _ = reader.send(woken),
             Effect::Carry { token, txn, revision, share } => {
                 let carry = multi::carry(self.me.clone(), token, txn, revision, share);
                 self.shared.runtime.spawn(carry);

@@ -123,12 +123,12 @@ pub enum Effect<R, W> {
         /// The answer.
         answer: RegionResponse,
     },
-    /// The writes this reader waited for are applied (`true`), or leadership is lost (`false`).
+    /// What this reader waited for has ended.
     Wake {
         /// Who waits.
         reader: W,
-        /// Whether the reader may go on.
-        applied: bool,
+        /// How.
+        woken: Woken,
     },
     /// The barrier asked for by [`Pipeline::begin_barrier`] stands: nothing is in flight.
     Drained,
@@ -153,6 +153,18 @@ pub enum Effect<R, W> {
         /// Its primary key.
         primary: Bytes,
     },
+}
+
+/// How a reader's wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// What it waited for is applied.
+    Applied,
+    /// What it waited for was taken back, or a lock is out of the way: it must look again. Of what was taken back some may
+    /// have happened all the same, as the share of a transaction that is decided elsewhere.
+    Again,
+    /// Leadership is lost.
+    Lost,
 }
 
 /// What a queue holds.
@@ -519,7 +531,7 @@ impl<R, W> Pipeline<R, W> {
     /// Wakes `reader` once the write `seq` is applied.
     pub fn wait_applied(&mut self, seq: u64, reader: W, effects: &mut Vec<Effect<R, W>>) {
         if seq <= self.applied {
-            return effects.push(Effect::Wake { reader, applied: true });
+            return effects.push(Effect::Wake { reader, woken: Woken::Applied });
         }
         self.readers.entry(seq).or_default().push(reader);
     }
@@ -755,7 +767,7 @@ impl<R, W> Pipeline<R, W> {
             effects.extend(held.remove().into_iter().map(|held| judge(held.to, held.term, held.answer)));
         }
         while let Some(readers) = self.readers.first_entry().filter(|readers| *readers.key() <= seq) {
-            effects.extend(readers.remove().into_iter().map(|reader| Effect::Wake { reader, applied: true }));
+            effects.extend(readers.remove().into_iter().map(|reader| Effect::Wake { reader, woken: Woken::Applied }));
         }
         let waited = match self.blocked {
             Some(WaitFor::Applied(wanted) | WaitFor::Number(wanted)) => wanted <= self.applied,
@@ -781,10 +793,10 @@ impl<R, W> Pipeline<R, W> {
             effects.push(refuse(held.to, refusal.clone()));
         }
         for reader in std::mem::take(&mut self.readers).into_values().flatten() {
-            effects.push(Effect::Wake { reader, applied: false });
+            effects.push(Effect::Wake { reader, woken: Woken::Lost });
         }
         for (_, reader) in std::mem::take(&mut self.lock_readers) {
-            effects.push(Effect::Wake { reader, applied: false });
+            effects.push(Effect::Wake { reader, woken: Woken::Lost });
         }
         self.locks = LockTable::default();
         self.denied = Denied::default();
@@ -800,7 +812,7 @@ impl<R, W> Pipeline<R, W> {
     /// Readers of writes that were taken back look again: what they waited for never happens.
     fn wake_from(&mut self, first: u64, effects: &mut Vec<Effect<R, W>>) {
         for reader in self.readers.split_off(&first).into_values().flatten() {
-            effects.push(Effect::Wake { reader, applied: true });
+            effects.push(Effect::Wake { reader, woken: Woken::Again });
         }
     }
 

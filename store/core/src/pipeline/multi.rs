@@ -25,7 +25,7 @@ use braid_proto::pb::{
 use bytes::Bytes;
 
 use super::locks::{ASK_TICKS, LOCKS_MAX, Lock, SILENT_TICKS_MAX, key_range};
-use super::{Effect, Item, Numbering, Pipeline, Queued, Work, busy, error, judge, refuse};
+use super::{Effect, Item, Numbering, Pipeline, Queued, Woken, Work, busy, error, judge, refuse};
 use crate::eval::{fill_changes, key_value};
 use crate::view::{BaseView, Damaged, View};
 
@@ -175,7 +175,7 @@ impl<R, W> Pipeline<R, W> {
     pub fn wait_unlocked(&mut self, token: LockToken, reader: W, effects: &mut Vec<Effect<R, W>>) {
         match self.locks.get(token) {
             Some(lock) if lock.stands() => self.lock_readers.push((token, reader)),
-            _ => effects.push(Effect::Wake { reader, applied: true }),
+            _ => effects.push(Effect::Wake { reader, woken: Woken::Again }),
         }
     }
 
@@ -526,7 +526,7 @@ impl<R, W> Pipeline<R, W> {
         for (token, reader) in std::mem::take(&mut self.lock_readers) {
             match self.locks.get(token) {
                 Some(lock) if lock.stands() => self.lock_readers.push((token, reader)),
-                _ => effects.push(Effect::Wake { reader, applied: true }),
+                _ => effects.push(Effect::Wake { reader, woken: Woken::Again }),
             }
         }
     }

@@ -193,7 +193,9 @@ fn describe(effect: Effect<u32, u32>) -> String {
     match effect {
         Effect::Reply { to, answer } => format!("{to} {}", describe_answer(answer)),
         Effect::Judge { to, answer, .. } => format!("{to} judged {}", describe_answer(answer)),
-        Effect::Wake { reader, applied } => format!("wake {reader} {applied}"),
+        Effect::Wake { reader, woken: Woken::Applied } => format!("wake {reader} true"),
+        Effect::Wake { reader, woken: Woken::Again } => format!("wake {reader} again"),
+        Effect::Wake { reader, woken: Woken::Lost } => format!("wake {reader} false"),
         other => panic!("no answer: {other:?}"),
     }
 }
@@ -477,7 +479,7 @@ fn unnumbered_work_is_refused_and_leaves_nothing_behind() {
     script.pipeline.wait_applied(seq, 9, &mut script.effects);
     script.pipeline.not_numbered(batch, "no sequencer", &mut script.effects);
     script.pump();
-    assert_eq!(script.answers(), ["1 timed out", "2 timed out", "wake 9 true"]);
+    assert_eq!(script.answers(), ["1 timed out", "2 timed out", "wake 9 again"]);
     assert_eq!(script.pipeline.in_flight(&single("k"), i64::MAX >> 2), None);
     script.numbered(batch, 1);
     assert!(!script.effects.iter().any(|e| matches!(e, Effect::Propose { .. })));

@@ -369,7 +369,7 @@ fn reads_pass_below_the_floor_and_by_the_primarys_word() {
     assert_eq!(script.pipeline.frontier(1000), 29);
     script.pipeline.wait_unlocked(token, 8, &mut script.effects);
     script.work(2, commit(30, share(token, "z", vec![change("z", "new", 5)], vec![3])));
-    assert_eq!(script.answers(), ["wake 8 true"]);
+    assert_eq!(script.answers(), ["wake 8 again"]);
     assert!(matches!(script.blocker("z", 30), Some(Blocker::InFlight(_))), "decided, and not applied yet");
     assert_eq!(script.pipeline.frontier(1000), 29);
     script.settle();
