@@ -4,6 +4,10 @@
 //! The service speaks etcd's words with clients and knows nothing of regions; the hub knows regions and nothing of clients'
 //! streams. Between them lies [`Source`].
 
+pub mod hub;
+pub mod merge;
+mod upstream;
+
 use std::sync::Arc;
 
 use braid_proto::etcd::mvccpb::Event;

@@ -14,7 +14,9 @@ use braid_placement_client::PlacementClient;
 use braid_proto::error;
 use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::key::KeyRange;
-use braid_proto::pb::{Peer, Refusal, RegionNotFound, RegionRequest, refusal, region_request, region_response};
+use braid_proto::pb::{
+    NotLeader, Peer, Refusal, RegionNotFound, RegionRequest, refusal, region_request, region_response,
+};
 use braid_proto::service::RegionService;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
@@ -150,6 +152,35 @@ impl Regions {
     /// It is not known, and placement did not say in time.
     pub async fn find(&self, key: &[u8], patience: Patience) -> Result<Arc<Route>, Status> {
         self.persist(patience, || self.router.find(key, patience.deadline)).await
+    }
+
+    /// Where `store` listens ("host:port"), if that is known.
+    pub fn address(&self, store: StoreId) -> Option<String> {
+        self.stores.address(store)
+    }
+
+    /// The store that most likely leads a region: the hint, or the replica whose turn it is.
+    pub fn likely_leader(&self, route: &Route, attempt: u32) -> StoreId {
+        let turn = usize::try_from(attempt).unwrap_or(usize::MAX);
+        let attempts = Attempts { turns: turn, ..Attempts::default() };
+        route.leader().unwrap_or_else(|| next_peer(&route.peers, &attempts, false))
+    }
+
+    /// Takes in why `store` has refused, on a stream of its own, to do something for the region of `key`; `refusal` is
+    /// absent when it cannot be reached. Returns after the pause that belongs before attempt number `attempt` + 1.
+    pub async fn heed(&self, key: &[u8], store: StoreId, refusal: Option<Refusal>, attempt: u32, patience: Patience) {
+        let lost = Refusal { reason: Some(refusal::Reason::NotLeader(NotLeader { leader: None })) };
+        let unknown_address = self.address(store).is_none();
+        let step = retry::decide(Kind::Read, refusal.unwrap_or(lost), attempt);
+        let Step::Again { lesson, refresh, pause, .. } = step else { return };
+        let Ok(route) = self.find(key, patience).await else { return };
+        self.take_in(lesson, &route, store, key, &mut Attempts::default());
+        if refresh || unknown_address {
+            self.refresh(key, patience).await;
+        }
+        if !pause.is_zero() {
+            route.wait(pause).await;
+        }
     }
 
     /// Asks for routes until they are known or the time is up.

@@ -20,12 +20,14 @@ pub struct Stores {
     cluster_id: ClusterId,
     local: RwLock<HashMap<StoreId, Arc<dyn RegionService>>>,
     remote: RwLock<HashMap<StoreId, Arc<Remote>>>,
+    /// Where the stores of this process listen, as placement says.
+    local_addresses: RwLock<HashMap<StoreId, String>>,
 }
 
 impl Stores {
     /// None yet: those of this process are added, the others are learned from placement.
     pub fn new(cluster_id: ClusterId) -> Self {
-        Self { cluster_id, local: RwLock::default(), remote: RwLock::default() }
+        Self { cluster_id, local: RwLock::default(), remote: RwLock::default(), local_addresses: RwLock::default() }
     }
 
     /// From now on `store` is called in this process.
@@ -43,6 +45,14 @@ impl Stores {
         self.local.read().contains_key(&store)
     }
 
+    /// Where `store` listens ("host:port"), if placement has said so.
+    pub fn address(&self, store: StoreId) -> Option<String> {
+        if let Some(remote) = self.remote.read().get(&store) {
+            return Some(remote.address().to_owned());
+        }
+        self.local_addresses.read().get(&store).cloned()
+    }
+
     /// Sends a request to `store`. `None`: nobody knows where that is.
     pub fn call(&self, store: StoreId, request: RegionRequest) -> Option<BoxFuture<RegionResponse>> {
         let local = self.local.read().get(&store).map(Arc::clone);
@@ -55,6 +65,13 @@ impl Stores {
     /// Learns where stores are. A store that has moved gets a new connection. Stores that are gone from the list of
     /// placement are kept: the list of another answer may be newer.
     pub fn learn(&self, stores: &[Store]) {
+        for store in stores.iter().filter(|store| self.is_local(StoreId(store.id))) {
+            let id = StoreId(store.id);
+            let known = self.local_addresses.read().get(&id).is_some_and(|known| *known == store.peer_addr);
+            if !known {
+                self.local_addresses.write().insert(id, store.peer_addr.clone());
+            }
+        }
         let is_news = |remotes: &HashMap<StoreId, Arc<Remote>>, store: &Store| {
             let id = StoreId(store.id);
             !self.is_local(id) && remotes.get(&id).is_none_or(|known| known.address() != store.peer_addr)
