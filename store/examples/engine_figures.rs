@@ -119,7 +119,7 @@ impl Bench {
             ..Default::default()
         };
         let range = KeyRange::user(&request.key, &request.range_end);
-        let answer = self.data.read_range(&request, &range, revision).expect("readable");
+        let answer = self.data.read_range(&request, &range, revision, &[]).expect("readable");
         assert_eq!(answer.count as u64, self.keys - n);
     }
 

@@ -99,7 +99,7 @@ async fn promise(region: &RegionPeer) -> RegionResponse {
 async fn promise_at(region: &Arc<RegionPeer>, wanted: i64, term: Term) -> RegionResponse {
     // Whatever comes after this asks for its number later than `wanted` was given out.
     let span = region.handle().region().range();
-    if !read::out_of_the_way(region, &span, wanted, term).await {
+    if read::out_of_the_way(region, &span, (wanted, term), false).await.is_none() {
         return region.refuse_not_leader();
     }
     let index = region.handle().applied_index();

@@ -96,13 +96,13 @@ async fn linearizable(
     if range.revision > 0 && range.revision < compacted.max(region.data().boundary()) {
         return Answer::Overtaken;
     }
-    if !out_of_the_way(region, span, revision, term).await {
+    let Some(wiped) = out_of_the_way(region, span, (revision, term), true).await else {
         return region.refuse_not_leader().into();
-    }
+    };
     if let Some(refused) = wrong_region(region, span, epoch) {
         return refused.into();
     }
-    match collect(region, range, span, revision, bound).await {
+    match collect(region, range, span, (revision, bound), wiped).await {
         Ok(answer) => judged(region, term, answer).await.into(),
         Err(answer) => answer,
     }
@@ -125,41 +125,48 @@ async fn bound(region: &RegionPeer) -> Result<(i64, i64), RegionResponse> {
     }
 }
 
-/// Waits until nothing that may have happened at or below `revision` is under way in `span`. False: leadership was lost.
+/// Waits until nothing that may have happened at or below `revision` is under way in `span`. Returns what is gone at that
+/// revision and not wiped yet, which nobody waits for if `masked`; `None`: leadership was lost.
 ///
 /// What is in flight and what is locked are noted at one moment. Without a lock that is all: whatever comes later has a
 /// greater revision. A lock that goes may leave something in flight that was not noted, so after one all is noted again;
 /// locks that come later have a floor that is not below the revision, so this ends.
-pub async fn out_of_the_way(region: &Arc<RegionPeer>, span: &KeyRange, revision: i64, term: Term) -> bool {
+pub async fn out_of_the_way(
+    region: &Arc<RegionPeer>,
+    span: &KeyRange,
+    (revision, term): (i64, Term),
+    masked: bool,
+) -> Option<Vec<KeyRange>> {
     loop {
         let noted = region.with(|pipeline, effects| {
             if pipeline.leading() != Some(term) {
                 return Err(());
             }
-            let locked = pipeline.locked(span, revision);
+            let locked = pipeline.locked(span, revision, masked);
+            let wiped = pipeline.wiped(span, revision);
             let (tell, told) = oneshot::channel();
             match (&locked, pipeline.in_flight(span, revision)) {
-                (None, None) => return Ok(None),
+                (None, None) => return Ok((wiped, None)),
                 (Some(Blocker::InFlight(seq)), _) => pipeline.wait_applied(*seq, tell, effects),
                 (None, Some(seq)) => pipeline.wait_applied(seq, tell, effects),
                 (Some(Blocker::Lock { token, .. }), _) => pipeline.wait_unlocked(*token, tell, effects),
             }
-            Ok(Some((locked, told)))
+            Ok((wiped, Some((locked, told))))
         });
-        let (locked, told) = match noted {
-            Err(()) => return false,
-            Ok(None) => return true,
-            Ok(Some(waiting)) => waiting,
+        let (wiped, locked, told) = match noted {
+            Err(()) => return None,
+            Ok((wiped, None)) => return Some(wiped),
+            Ok((wiped, Some((locked, told)))) => (wiped, locked, told),
         };
         match locked {
             None | Some(Blocker::InFlight(_)) => match told.await.unwrap_or(Woken::Lost) {
-                Woken::Applied if locked.is_none() => return true,
+                Woken::Applied if locked.is_none() => return Some(wiped),
                 Woken::Applied | Woken::Again => {}
-                Woken::Lost => return false,
+                Woken::Lost => return None,
             },
             Some(Blocker::Lock { token, txn, primary }) => match timeout(LOCK_PATIENCE, told).await {
                 Ok(Ok(Woken::Applied | Woken::Again)) => {}
-                Ok(Ok(Woken::Lost) | Err(_)) => return false,
+                Ok(Ok(Woken::Lost) | Err(_)) => return None,
                 Err(_) => multi::ask(region, multi::Question { token, txn, primary, read_at: revision }).await,
             },
         }
@@ -182,7 +189,7 @@ async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64
             _ if read_at > 0 => read_at,
             _ => applied,
         };
-        match collect(&region, &range, &span, revision, applied).await {
+        match collect(&region, &range, &span, (revision, applied), Vec::new()).await {
             Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
             Err(Answer::Done(refused)) => return refused,
             Err(Answer::Overtaken) if asked > 0 => return etcd_error(error::COMPACTED),
@@ -194,21 +201,21 @@ async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64
     }
 }
 
-/// Reads at `revision`; `now` is what the header says.
+/// Reads at `revision`, without the keys of `gone`; `now` is what the header says.
 async fn collect(
     region: &Arc<RegionPeer>,
     range: &RangeRequest,
     span: &KeyRange,
-    revision: i64,
-    now: i64,
+    (revision, now): (i64, i64),
+    gone: Vec<KeyRange>,
 ) -> Result<RangeResponse, Answer> {
     let single = range.range_end.is_empty();
     let small = range.limit > 0 && range.limit <= INLINE_KEYS_MAX;
     let read = if single || small {
-        region.data().read_range(range, span, revision)
+        region.data().read_range(range, span, revision, &gone)
     } else {
         let (region, range, span) = (Arc::clone(region), range.clone(), span.clone());
-        let read = tokio::task::spawn_blocking(move || region.data().read_range(&range, &span, revision)).await;
+        let read = tokio::task::spawn_blocking(move || region.data().read_range(&range, &span, revision, &gone)).await;
         read.map_err(|error| refusal(timed_out(&format!("the read was given up: {error}"))))?
     };
     match read {

@@ -56,18 +56,29 @@ impl RegionData {
     }
 
     /// Answers `request`, whose keys are `range`, as of `revision`, which everything that touches the range is applied up
-    /// to. The header is left to the caller, and so is the revision that the request itself names.
+    /// to, but for `gone`: no key lies there. The header is left to the caller, and so is the revision that the request
+    /// itself names.
     ///
     /// # Errors
     /// The data cannot be read, or `revision` lies below the compaction boundary now that the read is done, and the answer
     /// needed history. Whoever named the revision gets etcd's error; whoever did not, a read at a new one (rule Q5).
-    pub fn read_range(&self, request: &RangeRequest, range: &KeyRange, revision: i64) -> Result<RangeResponse, Unread> {
+    pub fn read_range(
+        &self,
+        request: &RangeRequest,
+        range: &KeyRange,
+        revision: i64,
+        gone: &[KeyRange],
+    ) -> Result<RangeResponse, Unread> {
         if !request.range_end.is_empty() {
             let counting = Counting { data: self, snapshot: self.snapshot()? };
-            let answer = eval::read(&counting, request, range, revision)?;
+            let answer = match gone {
+                [] => eval::read(&counting, request, range, revision)?,
+                _ => eval::read(&Without { base: &counting, gone }, request, range, revision)?,
+            };
             return if counting.snapshot.is_compacted(revision) { Err(Unread::Compacted) } else { Ok(answer) };
         }
-        let found = self.get_at(&range.start, revision)?;
+        let is_gone = gone.iter().any(|gone| gone.contains(&range.start));
+        let found = if is_gone { None } else { self.get_at(&range.start, revision)? };
         let kv = found.map(|record| KeyValue {
             key: strip_user(&range.start).unwrap_or_default(),
             create_revision: record.create_revision,
@@ -106,6 +117,87 @@ impl BaseView for RegionData {
 
     fn count_at(&self, range: &KeyRange, revision: i64) -> Result<u64, Damaged> {
         self.snapshot()?.count_at(range, revision)
+    }
+}
+
+/// A view of which some ranges are left out: they are deleted, only not here yet.
+struct Without<'a> {
+    base: &'a dyn BaseView,
+    gone: &'a [KeyRange],
+}
+
+impl Without<'_> {
+    /// What is left of `range`, in key order.
+    fn rest(&self, range: &KeyRange) -> Vec<KeyRange> {
+        let mut gone: Vec<&KeyRange> = self.gone.iter().filter(|gone| gone.overlaps(range)).collect();
+        gone.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+        let mut rest = Vec::with_capacity(gone.len() + 1);
+        let mut start = range.start.clone();
+        for gone in gone {
+            if start < gone.start {
+                rest.push(KeyRange { start, end: gone.start.clone() });
+            }
+            if gone.end.is_empty() {
+                return rest;
+            }
+            start = gone.end.clone();
+        }
+        rest.push(KeyRange { start, end: range.end.clone() });
+        rest.retain(|rest| !rest.is_empty());
+        rest
+    }
+}
+
+impl BaseView for Without<'_> {
+    fn boundary(&self) -> i64 {
+        self.base.boundary()
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
+        if self.gone.iter().any(|gone| gone.contains(key)) { Ok(None) } else { self.base.get(key) }
+    }
+
+    fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        let mut stopped = false;
+        for rest in self.rest(range) {
+            self.base.scan(&rest, &mut |key, record| {
+                let flow = visit(key, record);
+                stopped = flow.is_break();
+                flow
+            })?;
+            if stopped {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, range: &KeyRange, except: &[&[u8]]) -> Result<u64, Damaged> {
+        let mut keys = 0;
+        for rest in self.rest(range) {
+            let except: Vec<&[u8]> = except.iter().copied().filter(|key| rest.contains(key)).collect();
+            keys += self.base.count(&rest, &except)?;
+        }
+        Ok(keys)
+    }
+
+    fn scan_at(&self, range: &KeyRange, revision: i64, visit: Visit<'_>) -> Result<(), Damaged> {
+        let mut stopped = false;
+        for rest in self.rest(range) {
+            self.base.scan_at(&rest, revision, &mut |key, record| {
+                let flow = visit(key, record);
+                stopped = flow.is_break();
+                flow
+            })?;
+            if stopped {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_at(&self, range: &KeyRange, revision: i64) -> Result<u64, Damaged> {
+        self.rest(range).iter().map(|rest| self.base.count_at(rest, revision)).sum()
     }
 }
 

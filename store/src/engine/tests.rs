@@ -19,6 +19,7 @@ mod compacted;
 mod concurrent;
 mod damage;
 mod deep;
+mod gone;
 mod hash;
 mod split;
 
@@ -138,7 +139,7 @@ fn check(data: &RegionData, history: &History, revision: i64, random: &mut Rando
             limit: 1 + random.below(6) as i64,
             ..Default::default()
         };
-        let page = data.read_range(&request, &range, revision).expect("readable");
+        let page = data.read_range(&request, &range, revision, &[]).expect("readable");
         assert_eq!(page.count, expected.len() as i64, "{range:?} @{revision}");
         assert_eq!(page.more, expected.len() as i64 > request.limit);
         let listed: Vec<_> = page.kvs.iter().map(|kv| (kv.key.clone(), kv.mod_revision, kv.value.clone())).collect();

@@ -13,7 +13,7 @@
 use std::collections::HashSet;
 
 use braid_proto::key::KeyRange;
-use braid_proto::pb::{LockRange, LockToken, StoredLock, TxnId};
+use braid_proto::pb::{LockRange, LockToken, StoredLock, TxnId, Wipe};
 use bytes::Bytes;
 
 /// Ticks without a word from its coordinator after which an undecided transaction is aborted by its primary.
@@ -83,6 +83,14 @@ impl Lock {
     /// What is locked, and whether exclusively.
     pub fn ranges(&self) -> impl Iterator<Item = (KeyRange, bool)> + '_ {
         self.row.ranges.iter().map(|range| (key_range(range), range.exclusive))
+    }
+
+    /// What a transaction that has happened at or below `revision` still has to wipe, if that is all that its lock hides:
+    /// to a read there these keys are gone.
+    pub fn wiped_at(&self, revision: i64) -> Option<&[Wipe]> {
+        let row = &self.row;
+        let only_wipes = row.revision > 0 && row.revision <= revision && row.changes.is_empty();
+        (only_wipes && self.stands()).then_some(&row.wipes)
     }
 
     /// What the region's frontier must stay at or below for this lock's sake, if anything (rule F1). A record that is

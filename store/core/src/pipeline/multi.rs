@@ -30,7 +30,7 @@ use crate::eval::{fill_changes, key_value};
 use crate::view::{BaseView, Damaged, View};
 
 /// Keys that one entry of a wipe takes: a few milliseconds of apply, which other regions share.
-pub const WIPE_KEYS: usize = 1_024;
+pub const WIPE_KEYS: usize = 256;
 /// Records that are forgotten before the next tick does it.
 pub const FORGET_AT_ONCE: usize = 64;
 /// Bytes that a lock's answer may take.
@@ -154,9 +154,11 @@ impl<R, W> Pipeline<R, W> {
 
     /// What a transaction over several regions holds that a read of `range` at `revision` must wait for (rule M7),
     /// beside what is [`Self::in_flight`]; note both at one moment. The revision must be one that the sequencer has given,
-    /// and leadership is checked after the read.
-    pub fn locked(&self, range: &KeyRange, revision: i64) -> Option<Blocker> {
-        self.locks.iter().filter(|lock| lock.hinders(range, false)).find_map(|lock| match (lock.known, &lock.next) {
+    /// and leadership is checked after the read. `masked`: the reader leaves out what is [`Self::wiped`] by itself.
+    pub fn locked(&self, range: &KeyRange, revision: i64, masked: bool) -> Option<Blocker> {
+        let passes = |lock: &Lock| masked && lock.wiped_at(revision).is_some();
+        let hinders = |lock: &&Lock| lock.hinders(range, false) && !passes(lock);
+        self.locks.iter().filter(hinders).find_map(|lock| match (lock.known, &lock.next) {
             (Some(known), _) if known > revision => None,
             (None, _) if lock.later_than >= revision => None,
             // The decision's number is on the way.
@@ -169,6 +171,13 @@ impl<R, W> Pipeline<R, W> {
                 primary: lock.row.primary.clone(),
             }),
         })
+    }
+
+    /// What is gone at `revision`, although the region still has to wipe it: note it at the moment of [`Self::locked`].
+    pub fn wiped(&self, range: &KeyRange, revision: i64) -> Vec<KeyRange> {
+        let wipes = self.locks.iter().filter_map(|lock| lock.wiped_at(revision)).flatten();
+        let ranges = wipes.map(|wipe| KeyRange { start: wipe.start.clone(), end: wipe.end.clone() });
+        ranges.map(|wiped| wiped.intersect(range)).filter(|wiped| !wiped.is_empty()).collect()
     }
 
     /// Wakes `reader` once the lock is out of the way, or something new is known of it.

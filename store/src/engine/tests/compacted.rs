@@ -114,7 +114,7 @@ impl Scene {
         let range = range(&mut self.random, KEYS);
         let request =
             RangeRequest { key: range.start.slice(1..), range_end: Bytes::from_static(b"any"), ..Default::default() };
-        match self.data.read_range(&request, &range, revision) {
+        match self.data.read_range(&request, &range, revision, &[]) {
             Ok(_) => assert!(self.data.max_applied() <= revision),
             Err(why) => assert_eq!(why, Unread::Compacted),
         }
@@ -260,7 +260,7 @@ fn a_read_that_compaction_overtakes_says_so() {
         let request = RangeRequest { range_end: Bytes::from_static(b"any"), ..Default::default() };
         while !done.load(Ordering::Acquire) {
             let revision = scene.boundary.get().clamp(1, newest);
-            match scene.data.read_range(&request, &whole, revision) {
+            match scene.data.read_range(&request, &whole, revision, &[]) {
                 Ok(answer) => {
                     let expected = scene.history.live(&whole, revision);
                     let found: Vec<_> = answer.kvs.iter().map(|kv| (kv.key.clone(), kv.mod_revision)).collect();

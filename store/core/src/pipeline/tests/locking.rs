@@ -137,7 +137,7 @@ impl Script {
 
     fn blocker(&self, k: &str, revision: i64) -> Option<Blocker> {
         let in_flight = self.pipeline.in_flight(&single(k), revision).map(Blocker::InFlight);
-        in_flight.or_else(|| self.pipeline.locked(&single(k), revision))
+        in_flight.or_else(|| self.pipeline.locked(&single(k), revision, false))
     }
 }
 
@@ -508,6 +508,11 @@ fn a_wipe_goes_in_chunks_and_survives_its_leader() {
     assert_eq!((entry.txns[0].revision, entry.txns[0].subs[0]), (30, 100));
     script.apply(first);
     assert!(script.blocker("k000000", 30).is_some(), "half of it is seen by nobody");
+    let all = KeyRange { start: key("a"), end: key("z") };
+    assert_eq!(script.pipeline.locked(&all, 30, true), None, "who knows what is gone may read");
+    assert_eq!(script.pipeline.wiped(&all, 29), []);
+    let [left] = &script.pipeline.wiped(&all, 30)[..] else { panic!("one range is left") };
+    assert!(left.contains(&key(&format!("k{:06}", keys - 1))) && left.end == key("l"));
     assert_eq!(script.blocker("k000000", 29), None);
     script.pipeline.on_follower(Term(6), None, &mut script.effects);
     script.effects.clear();
