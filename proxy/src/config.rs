@@ -15,6 +15,8 @@ pub const MAX_TXN_OPS: usize = 128;
 pub const MAX_IN_FLIGHT: usize = 100_000;
 /// etcd's 5 s and two of its election timeouts.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
+/// etcd's default for `--watch-progress-notify-interval`.
+pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How a proxy is set up. Numbers of 0 or less mean what they mean in etcd.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub struct ProxyConfig {
     pub max_in_flight: usize,
     /// How long a request is tried at most; a shorter timeout of the client goes first.
     pub request_timeout: Duration,
+    /// Between two notices to an idle watch that wants them; up to a tenth is added at random.
+    pub watch_progress_interval: Duration,
     /// `--quota-backend-bytes`, for Status.
     pub quota_bytes: i64,
     /// Bytes of the files of this process's stores, for Status; 0 if it has none.
@@ -58,6 +62,7 @@ impl ProxyConfig {
             max_txn_ops: MAX_TXN_OPS,
             max_in_flight: MAX_IN_FLIGHT,
             request_timeout: REQUEST_TIMEOUT,
+            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             quota_bytes: 0,
             db_bytes: Arc::new(|| 0),
             metrics: Arc::new(String::new),
@@ -82,6 +87,7 @@ impl fmt::Debug for ProxyConfig {
             .field("max_txn_ops", &self.max_txn_ops)
             .field("max_in_flight", &self.max_in_flight)
             .field("request_timeout", &self.request_timeout)
+            .field("watch_progress_interval", &self.watch_progress_interval)
             .finish_non_exhaustive()
     }
 }

@@ -6,7 +6,10 @@
 
 pub mod hub;
 pub mod merge;
+pub mod service;
+pub mod session;
 mod upstream;
+pub mod wire;
 
 use std::sync::Arc;
 

@@ -1,0 +1,328 @@
+//! Runs one stream's session: feeds it with what happens, does what it orders, sends what it says.
+//!
+//! There is no task for it: the connection polls the stream when it can send. What the source offers meanwhile goes into
+//! the session at once, on the source's own thread, until there is no room; so a client that does not read costs a bounded
+//! queue and nobody's time.
+//!
+//! The source is never called while the session is locked, because it may call back.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use braid_proto::error;
+use braid_proto::etcd::etcdserverpb::WatchRequest;
+use braid_store_client::bound::Bound;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt, Stream, StreamExt};
+use metrics::Gauge;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, Sleep};
+use tonic::{Code, Status};
+
+use super::{Outside, Parts};
+use crate::in_flight::Ticket;
+use crate::watch::session::{Order, Purpose, Session};
+use crate::watch::wire::{Frame, Response};
+use crate::watch::{News, Receiver, Source, SubscriptionId};
+
+/// Responses in a row before the client's messages are looked at again.
+const IN_A_ROW_MAX: u32 = 32;
+/// Between two looks at whether there is a leader: one election timeout of etcd.
+const LEADER_LOOK: Duration = Duration::from_secs(1);
+/// So many looks without one end a stream that wants one.
+const LEADER_MISSES_MAX: u32 = 3;
+/// How many subscriptions are waited for at once.
+const REACH_AT_ONCE: usize = 256;
+
+/// What the streams of a service hold, for `/metrics`.
+#[derive(Clone)]
+pub(super) struct Gauges {
+    streams: Gauge,
+    watches: Gauge,
+    queued_bytes: Gauge,
+}
+
+impl Default for Gauges {
+    fn default() -> Self {
+        Self {
+            streams: metrics::gauge!("braid_proxy_watch_streams"),
+            watches: metrics::gauge!("braid_proxy_watches"),
+            queued_bytes: metrics::gauge!("braid_proxy_watch_queued_bytes"),
+        }
+    }
+}
+
+/// One stream's responses.
+pub struct WatchStream {
+    inner: Arc<Inner>,
+    source: Arc<dyn Source>,
+    outside: Arc<dyn Outside>,
+    /// `None`: the client says no more. It still listens.
+    requests: Option<BoxStream<'static, Result<WatchRequest, Status>>>,
+    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Ends when the stream has to, with the reason.
+    over: BoxFuture<'static, Status>,
+    notices: Pin<Box<Sleep>>,
+    progress_interval: Duration,
+    in_a_row: u32,
+    ended: bool,
+    _ticket: Ticket,
+}
+
+/// The part of a stream that the source sees.
+struct Inner {
+    state: Mutex<State>,
+    gauges: Gauges,
+}
+
+struct State {
+    session: Session,
+    waker: Option<Waker>,
+    /// What the gauges have been told.
+    watches: usize,
+    queued_bytes: usize,
+}
+
+/// What an order has come to.
+enum Done {
+    Bound(Bound),
+    Reached(Purpose, i64, Vec<SubscriptionId>),
+}
+
+impl Inner {
+    /// Does something with the session and keeps the gauges true.
+    fn with<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
+        self.change(&mut self.state.lock(), change)
+    }
+
+    fn change<T>(&self, state: &mut State, change: impl FnOnce(&mut Session) -> T) -> T {
+        let result = change(&mut state.session);
+        let (watches, bytes) = (state.session.watches(), state.session.queued_bytes());
+        if watches != state.watches {
+            self.gauges.watches.increment(watches as f64 - state.watches as f64);
+            state.watches = watches;
+        }
+        if bytes != state.queued_bytes {
+            self.gauges.queued_bytes.increment(bytes as f64 - state.queued_bytes as f64);
+            state.queued_bytes = bytes;
+        }
+        result
+    }
+}
+
+impl Receiver for Inner {
+    fn take(&self, id: SubscriptionId, news: &News) -> bool {
+        let mut state = self.state.lock();
+        if !self.change(&mut state, |session| session.news(id, news)) {
+            return false;
+        }
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+}
+
+impl WatchStream {
+    pub(super) fn new(
+        parts: &Parts,
+        requests: BoxStream<'static, Result<WatchRequest, Status>>,
+        require_leader: bool,
+        ticket: Ticket,
+    ) -> Self {
+        let session = Session::new(parts.settings.limits, Arc::clone(&parts.names));
+        let state = State { session, waker: None, watches: 0, queued_bytes: 0 };
+        parts.gauges.streams.increment(1.0);
+        let progress_interval = jittered(parts.settings.progress_interval);
+        let leader = require_leader.then(|| Arc::clone(&parts.outside));
+        Self {
+            inner: Arc::new(Inner { state: Mutex::new(state), gauges: parts.gauges.clone() }),
+            source: Arc::clone(&parts.source),
+            outside: Arc::clone(&parts.outside),
+            requests: Some(requests),
+            work: FuturesUnordered::new(),
+            over: over(parts.stopped.clone(), leader).boxed(),
+            notices: Box::pin(tokio::time::sleep(progress_interval)),
+            progress_interval,
+            in_a_row: 0,
+            ended: false,
+            _ticket: ticket,
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<Frame> {
+        let response: Response = self.inner.with(Session::next_response)?;
+        self.in_a_row += 1;
+        Some(Frame { header: self.outside.header(response.revision), response })
+    }
+
+    /// Takes in whatever has happened.
+    ///
+    /// # Errors
+    /// The stream is over.
+    fn poll_inputs(&mut self, context: &mut Context<'_>) -> Result<bool, Status> {
+        if let Poll::Ready(why) = self.over.poll_unpin(context) {
+            return Err(why);
+        }
+        let mut busy = false;
+        while let Poll::Ready(Some(done)) = self.work.poll_next_unpin(context) {
+            busy = true;
+            self.inner.with(|session| match done {
+                Done::Bound(bound) => session.bound(bound),
+                Done::Reached(purpose, revision, reached) => session.reached(purpose, revision, &reached),
+            });
+        }
+        while self.notices.poll_unpin(context).is_ready() {
+            busy = true;
+            self.notices.as_mut().reset(Instant::now() + self.progress_interval);
+            self.inner.with(Session::notices_due);
+        }
+        Ok(self.poll_requests(context)? || busy)
+    }
+
+    fn poll_requests(&mut self, context: &mut Context<'_>) -> Result<bool, Status> {
+        let mut busy = false;
+        while let Some(requests) = &mut self.requests
+            && self.inner.with(|session| session.wants_messages())
+        {
+            match requests.poll_next_unpin(context) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(message))) => {
+                    busy = true;
+                    let heard = self.outside.heard();
+                    self.inner.with(|session| session.message(message, heard));
+                }
+                Poll::Ready(Some(Err(status))) if status.code() == Code::Cancelled => {
+                    return Err(Status::cancelled("etcdserver: watch canceled"));
+                }
+                Poll::Ready(Some(Err(status))) => return Err(status),
+                Poll::Ready(None) => self.requests = None,
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Does what the session has ordered. False: it has ordered nothing.
+    fn run_orders(&mut self) -> bool {
+        let orders = self.inner.with(Session::take_orders);
+        let busy = !orders.is_empty();
+        for order in orders {
+            match order {
+                Order::Bound => self.work.push(self.outside.bound().map(Done::Bound).boxed()),
+                Order::Subscribe(id, wanted) => {
+                    let receiver: Arc<Inner> = Arc::clone(&self.inner);
+                    self.source.subscribe(id, wanted, receiver);
+                }
+                Order::Unsubscribe(id) => self.source.unsubscribe(id),
+                Order::Resume(id) => self.source.resume(id),
+                Order::Reach(purpose, revision, ids) => {
+                    self.work.push(reach(Arc::clone(&self.source), purpose, revision, ids).boxed());
+                }
+            }
+        }
+        busy
+    }
+}
+
+impl Stream for WatchStream {
+    type Item = Result<Frame, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        loop {
+            if self.in_a_row < IN_A_ROW_MAX
+                && let Some(frame) = self.next_frame()
+            {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            self.in_a_row = 0;
+            // Before the inputs are looked at, so that nothing that comes meanwhile is missed.
+            self.inner.state.lock().waker = Some(context.waker().clone());
+            let happened = match self.poll_inputs(context) {
+                Ok(happened) => happened,
+                Err(status) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+            };
+            if self.run_orders() || happened {
+                continue;
+            }
+            return match self.next_frame() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Poll::Pending,
+            };
+        }
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        for id in self.inner.with(Session::end) {
+            self.source.unsubscribe(id);
+        }
+        self.inner.gauges.streams.decrement(1.0);
+        self.inner.gauges.queued_bytes.decrement(self.inner.state.lock().queued_bytes as f64);
+    }
+}
+
+/// Up to a tenth longer, so that streams which began together do not stay together.
+fn jittered(interval: Duration) -> Duration {
+    interval + interval.mul_f64(rand::random::<f64>() / 10.0)
+}
+
+/// Waits for a reason to end a stream: the proxy stops, or there is no leader where the client wants one.
+async fn over(mut stopped: watch::Receiver<bool>, leader: Option<Arc<dyn Outside>>) -> Status {
+    let leaderless = async {
+        match leader {
+            Some(outside) => leaderless(&*outside).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // An error means that the proxy is gone altogether.
+        _ = stopped.wait_for(|stopped| *stopped) => error::STOPPED.into(),
+        () = leaderless => error::NO_LEADER.into(),
+    }
+}
+
+/// Ends when there has been no leader for some looks in a row.
+async fn leaderless(outside: &dyn Outside) {
+    let mut looks = tokio::time::interval(LEADER_LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut misses = 0;
+    while misses < LEADER_MISSES_MAX {
+        looks.tick().await;
+        misses = if outside.has_leader() { 0 } else { misses + 1 };
+    }
+}
+
+/// How long a purpose is worth waiting.
+fn patience(purpose: Purpose) -> Duration {
+    match purpose {
+        // The next round comes anyhow.
+        Purpose::Notices => Duration::from_secs(10),
+        // Clients that want an answer ask again and again.
+        Purpose::Report => Duration::from_secs(1),
+        // Events wait meanwhile.
+        Purpose::HeldReport => Duration::from_millis(20),
+    }
+}
+
+async fn reach(source: Arc<dyn Source>, purpose: Purpose, revision: i64, ids: Vec<SubscriptionId>) -> Done {
+    let waits = ids.iter().filter(|id| source.frontier(**id).is_some_and(|frontier| frontier < revision));
+    let waits = futures::stream::iter(waits.map(|id| source.reach(*id, revision)).collect::<Vec<_>>());
+    let all = waits.buffer_unordered(REACH_AT_ONCE).for_each(|()| std::future::ready(()));
+    // Late ones are told apart below.
+    _ = tokio::time::timeout(patience(purpose), all).await;
+    let reached = ids.into_iter().filter(|id| source.frontier(*id).is_some_and(|frontier| frontier >= revision));
+    Done::Reached(purpose, revision, reached.collect())
+}
