@@ -24,6 +24,7 @@ mod apply;
 mod boundary;
 mod changes;
 mod counts;
+mod events;
 mod hash;
 mod key;
 mod locks;
@@ -38,6 +39,7 @@ mod tests;
 
 pub use boundary::Boundary;
 pub use changes::{Change, ChangeKind, Completeness};
+pub use events::{Cursor, Page, PastEvent, known, shown};
 pub use hash::Unhashed;
 pub use key::{EVENTS, HISTORY, LATEST, LOCKS, StoredKey};
 pub use options::{EngineOptions, column_families, data_ranges};

@@ -23,7 +23,9 @@ mod region;
 mod service;
 mod space;
 mod store;
+mod watch;
 
 pub use service::RegionStoreService;
 pub use space::SpaceLimits;
 pub use store::{OpenError, Registered, Store, StoreConfig, register};
+pub use watch::{BadOrder, Following, RegionWatchService};

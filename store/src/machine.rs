@@ -42,6 +42,12 @@ impl StateMachine for Regions {
 
     fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine> {
         let region = RegionPeer::open(db, peer, Arc::clone(&self.shared));
+        let start = region.handle().region().start.clone();
+        // The parent of a split has given up the child's keys just before.
+        let ends_here = |other: &Arc<RegionPeer>| !start.is_empty() && other.handle().region().end == start;
+        if let Some(parent) = self.all().into_iter().find(ends_here) {
+            region.data().inherit(parent.data());
+        }
         self.peers.insert(region.id(), Arc::clone(&region));
         region
     }

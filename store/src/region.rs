@@ -11,7 +11,7 @@ use braid_host::{Entry, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
 use braid_proto::error;
 use braid_proto::id::{RegionId, Term};
-use braid_proto::pb::{Peer, Region, RegionEntry, RegionResponse, region_response};
+use braid_proto::pb::{Peer, Refusal, Region, RegionEntry, RegionResponse, region_response};
 use braid_store_client::Regions as Cluster;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
@@ -28,6 +28,8 @@ use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
 use crate::multi;
 use crate::space::Space;
+use crate::watch::Publisher;
+use crate::watch::live::Live;
 
 /// Where an answer goes. A caller that went away is no error.
 pub type Reply = oneshot::Sender<RegionResponse>;
@@ -50,6 +52,8 @@ pub struct Shared {
     pub boundary: Arc<Boundary>,
     /// This process's way to all regions.
     pub cluster: Arc<Cluster>,
+    /// Tells whoever follows the regions.
+    pub publisher: Arc<Publisher>,
 }
 
 /// One region peer of this store.
@@ -64,6 +68,8 @@ pub struct RegionPeer {
     damaged: AtomicBool,
     /// The leader's last word on how far this region is.
     promise: Promise,
+    /// Who is told what is applied.
+    live: Live,
     me: std::sync::Weak<RegionPeer>,
 }
 
@@ -79,6 +85,7 @@ impl RegionPeer {
             drained: Mutex::new(None),
             damaged: AtomicBool::new(false),
             promise: Promise::default(),
+            live: Live::default(),
             me: me.clone(),
         })
     }
@@ -122,6 +129,29 @@ impl RegionPeer {
     /// What its leader said last about how far the region is.
     pub fn promise(&self) -> &Promise {
         &self.promise
+    }
+
+    /// Who is told what is applied.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// The term it leads in, the newest revision up to which everything is applied and told, given what was heard before,
+    /// and whether transactions over several regions have anything locked; `None`: it does not lead. A promise needs the
+    /// term's lease, checked after (rule F1).
+    pub fn leads_up_to(&self, heard: i64) -> Option<(Term, i64, bool)> {
+        let pipeline = self.pipeline.lock();
+        Some((pipeline.leading()?, pipeline.frontier(heard), pipeline.has_locks()))
+    }
+
+    /// See [`Pipeline::not_leader`].
+    pub fn not_leader(&self) -> Refusal {
+        self.pipeline.lock().not_leader()
+    }
+
+    /// See [`Pipeline::epoch_mismatch`].
+    pub fn epoch_mismatch(&self) -> Refusal {
+        self.pipeline.lock().epoch_mismatch()
     }
 
     /// Lets time go on for the locks of transactions over several regions.
@@ -197,6 +227,9 @@ impl RegionPeer {
     fn entry_ended(&self, entry: EntryId, end: EntryEnd) {
         let holes = self.with(|pipeline, effects| pipeline.entry_ended(entry, end, effects));
         count_holes(holes as u64);
+        if self.live.any() {
+            self.shared.publisher.kick();
+        }
     }
 
     fn carry_out(&self, effect: Effect<Reply, Waker>) {
@@ -309,8 +342,17 @@ impl RegionMachine for RegionPeer {
         }
         // Going on without these changes would leave this replica different from the others for ever: the host ends the
         // process, and the start after it replays the entries.
-        if let Err(damage) = self.data.apply(&txns, &locks, batch) {
-            panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries));
+        let told = {
+            // Held: what a follow reads from disk, and what it is told from then on, meet exactly.
+            let mut live = self.live.lock();
+            if let Err(damage) = self.data.apply(&txns, &locks, batch) {
+                panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries));
+            }
+            live.publish(&self.data, &txns)
+        };
+        if let Err(damage) = told {
+            self.poison(&damage.0);
+            self.live.leave(Term(u64::MAX), &not_found());
         }
     }
 
@@ -325,11 +367,23 @@ impl RegionMachine for RegionPeer {
         if let Some(tell) = self.drained.lock().take() {
             _ = tell.send(false);
         }
+        if self.live.any() {
+            // The list of follows is locked while a batch is written, for which raft must not wait.
+            let (me, refusal) = (self.me.clone(), self.not_leader());
+            self.shared.runtime.spawn(async move {
+                if let Some(region) = me.upgrade() {
+                    region.live.leave(term, &refusal);
+                }
+            });
+        }
     }
 
     fn on_region(&self, region: &Region) {
         self.data.on_region(region);
         self.with(|pipeline, _| pipeline.on_region(region.clone()));
+        if self.live.any() {
+            self.live.leave(Term(u64::MAX), &self.epoch_mismatch());
+        }
     }
 
     fn approximate_size(&self) -> (u64, u64) {

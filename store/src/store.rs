@@ -14,7 +14,7 @@ use braid_proto::service::RegionService;
 use braid_store_client::Regions as Cluster;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, watch as signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -27,6 +27,7 @@ use crate::orders::Orders;
 use crate::region::Shared;
 use crate::service::{LocalRegions, RegionStoreService};
 use crate::space::{Space, SpaceLimits};
+use crate::watch::{self, Following, Publisher, RegionWatchService};
 
 /// How long a planned stop tries to hand its regions' leadership over.
 const HAND_OVER: Duration = Duration::from_secs(3);
@@ -109,9 +110,11 @@ pub struct Store {
     orders: Arc<Orders>,
     cluster: Arc<Cluster>,
     compaction: Arc<Compaction>,
-    stop: watch::Sender<bool>,
+    stop: signal::Sender<bool>,
     heartbeat: JoinHandle<()>,
     ticker: JoinHandle<()>,
+    rounds: JoinHandle<()>,
+    publisher: Arc<Publisher>,
 }
 
 impl Store {
@@ -131,10 +134,13 @@ impl Store {
         let space = Arc::new(Space::new(config.dir.clone(), config.space));
         let boundary = Arc::new(Boundary::default());
         let way = Arc::clone(&cluster);
-        let shared = Arc::new(Shared { numbers, runtime: Handle::current(), space, boundary, cluster: way });
+        let publisher = Publisher::new(Arc::clone(&numbers));
+        let (runtime, tell) = (Handle::current(), Arc::clone(&publisher));
+        let shared = Arc::new(Shared { numbers, runtime, space, boundary, cluster: way, publisher: tell });
         let engine =
             EngineOptions { block_cache_bytes: config.block_cache_bytes, memtable_bytes: config.memtable_bytes };
         let regions = Arc::new(Regions::new(Arc::clone(&shared), engine));
+        publisher.serve(&regions);
         let machine = Arc::clone(&regions);
         let host_config = host_config(&config);
         let opened = tokio::task::spawn_blocking(move || Host::open(host_config, machine, transport)).await;
@@ -147,7 +153,7 @@ impl Store {
         let delay = COMPACTION_STAGGER * (config.store_id.0 % COMPACTION_TURNS) as u32;
         let compaction = Compaction::start(host.db(), Arc::clone(&shared.boundary), delay, move || tell.notify_one());
         let compaction = Arc::new(compaction.map_err(|error| OpenError::Refused(format!("no thread: {error}")))?);
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = signal::channel(false);
         let heartbeat = Heartbeat {
             cluster_id: config.cluster_id,
             store_id: config.store_id,
@@ -160,8 +166,22 @@ impl Store {
             addresses,
         };
         let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
+        let rounds = tokio::spawn(watch::run(Arc::clone(&publisher), stopped.clone()));
         let heartbeat = tokio::spawn(heartbeat.run(stopped));
-        Ok(Self { config, host, regions, local, orders, cluster, compaction, stop, heartbeat, ticker })
+        Ok(Self {
+            config,
+            host,
+            regions,
+            local,
+            orders,
+            cluster,
+            compaction,
+            stop,
+            heartbeat,
+            ticker,
+            rounds,
+            publisher,
+        })
     }
 
     /// Its id.
@@ -183,6 +203,16 @@ impl Store {
             Arc::clone(&self.local),
             Arc::clone(&self.orders),
         )
+    }
+
+    /// What happens in its regions, for proxies of other processes.
+    pub fn watch_service(&self) -> RegionWatchService {
+        RegionWatchService::new(self.config.cluster_id, self.config.store_id, Arc::clone(&self.publisher))
+    }
+
+    /// What happens in its regions, for a proxy of the same process.
+    pub fn watch(&self) -> Following {
+        self.publisher.connect()
     }
 
     /// Where raft messages for it go.
@@ -218,6 +248,7 @@ impl Store {
         _ = self.stop.send(true);
         _ = self.heartbeat.await;
         _ = self.ticker.await;
+        _ = self.rounds.await;
         self.cluster.remove_local(self.config.store_id);
         let (host, compaction) = (self.host, self.compaction);
         let ended = tokio::task::spawn_blocking(move || {

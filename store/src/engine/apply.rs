@@ -129,7 +129,7 @@ struct Rows<'a, 't> {
 impl<'t> Rows<'_, 't> {
     fn write(&mut self, revision: i64, sub: u32, change: &'t pb::Change) -> Result<ChangeKind, Damaged> {
         if change.supersedes != 0 {
-            self.keep_superseded(change, revision)?;
+            self.keep_superseded(change, revision, sub)?;
         }
         let kind = match (change.delete, change.supersedes) {
             (true, 0) => return Err(contradicts(change, "it deletes a key that is absent")),
@@ -163,15 +163,16 @@ impl<'t> Rows<'_, 't> {
         self.batch.put_cf(self.events, &self.row, newest.to_be_bytes());
     }
 
-    /// Moves the record that `change` supersedes at `revision` to history.
-    fn keep_superseded(&mut self, change: &pb::Change, revision: i64) -> Result<(), Damaged> {
+    /// Moves the record that `change` supersedes at (`revision`, `sub`) to history.
+    fn keep_superseded(&mut self, change: &pb::Change, revision: i64, sub: u32) -> Result<(), Damaged> {
         self.row.clear();
         self.value.clear();
         put_varint(&mut self.value, revision as u64);
+        put_varint(&mut self.value, u64::from(sub));
         let written = self.written.as_ref().and_then(|written| written.get(&change.key[..]));
         let found = match written {
-            Some(Some((put_at, sub, earlier))) => {
-                key::history_key(&mut self.row, &change.key, *put_at, *sub);
+            Some(Some((put_at, place, earlier))) => {
+                key::history_key(&mut self.row, &change.key, *put_at, *place);
                 record_of(earlier, *put_at).encode(&mut self.value);
                 *put_at
             }

@@ -193,6 +193,7 @@ mod tests {
         let version = |superseded: u64| {
             let mut value = Vec::new();
             braid_store_core::record::put_varint(&mut value, superseded);
+            braid_store_core::record::put_varint(&mut value, 0);
             value.extend_from_slice(b"record");
             value
         };

@@ -16,7 +16,7 @@ use braid_store_core::view::Damaged;
 use thiserror::Error;
 
 use super::key::{self, HISTORY, LATEST};
-use super::scan::{decode_live, superseded_at};
+use super::scan::{decode_live, superseded_by};
 use super::snapshot::Snapshot;
 use super::unreadable;
 
@@ -59,8 +59,8 @@ impl Snapshot {
             if rows % ROWS_BETWEEN_LOOKS == 0 && !go_on() {
                 return Ok(ControlFlow::Break(()));
             }
-            let Version { key, made, superseded, record } = version;
-            let Some(end) = window.end_of(made, superseded) else { return Ok(ControlFlow::Continue(())) };
+            let Version { key, made, superseded, record, .. } = version;
+            let Some(end) = window.end_of(made.0, superseded.0) else { return Ok(ControlFlow::Continue(())) };
             let (head, value) = Head::decode(record)?;
             if hash.keys == 0 || newest_key != key {
                 hash.keys += 1;
@@ -77,7 +77,7 @@ impl Snapshot {
     }
 
     /// Visits every row of `range`, by key and newest first.
-    fn walk_all(
+    pub(super) fn walk_all(
         &self,
         range: &KeyRange,
         visit: &mut dyn FnMut(Version<'_>) -> Result<ControlFlow<()>, Damaged>,
@@ -89,7 +89,7 @@ impl Snapshot {
         loop {
             let old_row = match old.item() {
                 Some((row, value)) => {
-                    let (made, _) = key::split_history_key(row, &mut old_key)?;
+                    let made = key::split_history_key(row, &mut old_key)?;
                     Some((made, value))
                 }
                 None => None,
@@ -99,15 +99,15 @@ impl Snapshot {
             let stop = match (live_row, old_row) {
                 (Some((key, value)), _) => {
                     let found = decode_live(key, value)?;
-                    let made = found.head.mod_revision;
-                    let stop = visit(Version { key, made, superseded: 0, record: found.record })?;
+                    let made = (found.head.mod_revision, found.sub);
+                    let stop = visit(Version { key, made, superseded: (0, 0), record: found.record })?;
                     live.next();
                     stop
                 }
                 (None, Some((made, mut record))) => {
-                    let superseded = superseded_at(&mut record).filter(|revision| *revision > 0);
+                    let superseded = superseded_by(&mut record).filter(|(revision, _)| *revision > 0);
                     let superseded = superseded.ok_or_else(|| {
-                        Damaged(format!("the version of {old_key:02x?} at @{made} does not say when it ended"))
+                        Damaged(format!("the version of {old_key:02x?} at @{} does not say when it ended", made.0))
                     })?;
                     let stop = visit(Version { key: &old_key, made, superseded, record })?;
                     old.next();
@@ -126,11 +126,11 @@ impl Snapshot {
 }
 
 /// One row.
-struct Version<'a> {
-    key: &'a [u8],
-    /// Revision of the put that made it.
-    made: i64,
-    /// Revision of the change that superseded it; 0: it is live.
-    superseded: i64,
-    record: &'a [u8],
+pub(super) struct Version<'a> {
+    pub(super) key: &'a [u8],
+    /// Revision and sub of the put that made it.
+    pub(super) made: (i64, u32),
+    /// Revision and sub of the change that superseded it; revision 0: it is live.
+    pub(super) superseded: (i64, u32),
+    pub(super) record: &'a [u8],
 }

@@ -35,7 +35,8 @@ pub enum StoredKey {
     },
     /// `history`: escaped internal key, `!revision` 8 bytes, `!sub` 4 bytes: the record that the put at (revision, sub)
     /// made. Written when it is superseded by a put or a delete.
-    /// Value: varint revision of the change that superseded it, then the record. It is what the key was at the revisions
+    /// Value: varint revision and varint sub of the change that superseded it, then the record. It is what the key was at
+    /// the revisions
     /// from its own up to that one, the latter exclusive; a gap before the next row is a time when the key was absent.
     History {
         /// Internal key.

@@ -71,12 +71,16 @@ impl RegionData {
 
     /// The newest revision up to which this replica has every change of the region, by what it has applied.
     pub fn frontier(&self) -> i64 {
-        let inner = self.inner.read();
-        inner.locks.frontier(inner.published.applied)
+        self.inner.read().frontier()
     }
 }
 
 impl Inner {
+    /// The newest revision that no change to come can be at or below.
+    pub(super) fn frontier(&self) -> i64 {
+        self.locks.frontier(self.published.applied)
+    }
+
     /// Publishes rows that were written.
     pub(super) fn publish_locks(&mut self, rows: &[LockRow]) {
         self.locks.apply(rows);

@@ -34,9 +34,16 @@ pub struct Live<'a> {
     pub record: &'a [u8],
 }
 
-/// Takes the revision that superseded a version off the front of its history row's value; the record remains.
+/// Takes off the front of a history row's value what superseded the version; the record remains. Returns the revision.
 pub fn superseded_at(value: &mut &[u8]) -> Option<i64> {
-    take_varint(value).and_then(|revision| i64::try_from(revision).ok())
+    superseded_by(value).map(|(revision, _)| revision)
+}
+
+/// The same, with the place of the change that superseded it.
+pub fn superseded_by(value: &mut &[u8]) -> Option<(i64, u32)> {
+    let revision = take_varint(value).and_then(|revision| i64::try_from(revision).ok())?;
+    let sub = take_varint(value).and_then(|sub| u32::try_from(sub).ok())?;
+    Some((revision, sub))
 }
 
 /// The stored record of a history row that is the newest at or below `revision`, if the key was live at `revision`.

@@ -149,7 +149,10 @@ fn damage_anywhere_makes_another_hash() {
             *other_value.last_mut().expect("not empty") ^= 1;
             let mut front = Vec::new();
             let mut rest = &value[..];
-            put_varint(&mut front, braid_store_core::record::take_varint(&mut rest).expect("a number in front"));
+            let numbers = if family == LATEST { 1 } else { 2 };
+            for _ in 0..numbers {
+                put_varint(&mut front, braid_store_core::record::take_varint(&mut rest).expect("a number in front"));
+            }
             let record = Record { lease: 9, ..Record::decode(rest).expect("a record") };
             record.encode(&mut front);
             for damaged in [Some(other_value), Some(front), None] {

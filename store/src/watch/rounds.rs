@@ -1,0 +1,166 @@
+//! Frontiers: how far what is followed has been told (rules F1, F2).
+//!
+//! A round says one number for the whole store and a lower one for each region that lags. It samples what this process has
+//! heard, then each region's pipeline, then the region's lease, and queues the frontier behind the events it covers: those
+//! were queued before the pipeline heard of them. A round is made after events, when a proxy asks, and at every tick; rounds
+//! that would take much of a processor's time are made less often.
+//!
+//! A region that holds a frontier back because of a lock is looked into if a proxy has asked for more: its transaction's
+//! primary says whether it may be passed (rule M7).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use braid_proto::id::{RegionId, Term};
+use braid_proto::pb::{RegionFrontier, StoreFrontier};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::Publisher;
+use super::feed::Feed;
+use crate::read;
+use crate::region::{RegionPeer, not_found};
+
+/// Between two frontiers that nothing else asks for.
+const TICK: Duration = Duration::from_millis(100);
+/// After a round, pause for so many times as long as it took.
+const REST: u32 = 8;
+/// Rounds shorter than this need no rest.
+const SHORT: Duration = Duration::from_micros(50);
+
+/// What rounds remember.
+#[derive(Default)]
+pub struct Rounds {
+    /// The newest frontier that each followed region could promise.
+    promised: HashMap<RegionId, i64>,
+    /// Regions whose locks are looked into.
+    looked_into: HashSet<RegionId>,
+}
+
+/// What a round found out about a region.
+struct Found {
+    frontier: i64,
+    /// It is held back by locks, as its leader of this term.
+    locked: Option<(Arc<RegionPeer>, Term)>,
+}
+
+/// Makes rounds until `stop` says so.
+pub async fn run(publisher: Arc<Publisher>, mut stop: watch::Receiver<bool>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let ticked = tokio::select! {
+            () = publisher.kicked.notified() => false,
+            _ = ticks.tick() => true,
+            _ = stop.changed() => return,
+        };
+        let begun = Instant::now();
+        publisher.round(ticked);
+        let took = begun.elapsed();
+        if took > SHORT {
+            tokio::select! {
+                () = sleep(took * REST) => {}
+                _ = stop.changed() => return,
+            }
+        }
+    }
+}
+
+impl Publisher {
+    /// Says what is new to every feed that waits for it, or, if `all`, to every feed.
+    fn round(self: &Arc<Self>, all: bool) {
+        let wants = |feed: &Arc<Feed>| feed.take_dirty() || all || feed.wants_more();
+        let feeds: Vec<Arc<Feed>> = self.feeds.lock().values().map(Arc::clone).filter(wants).collect();
+        if feeds.is_empty() {
+            return;
+        }
+        let heard = self.numbers.heard().1;
+        let compacted = self.numbers.compacted();
+        let mut found = HashMap::new();
+        let mut rounds = self.rounds.lock();
+        let mut look_into = Vec::new();
+        for feed in feeds {
+            let nudged = feed.nudged.load(Ordering::SeqCst);
+            let mut follows = feed.follows.lock();
+            if follows.regions.is_empty() {
+                continue;
+            }
+            let mut lower = HashMap::new();
+            for (id, (region, _)) in &follows.regions {
+                let found = found.entry(*id).or_insert_with(|| look(&mut rounds, *id, region, heard));
+                if found.frontier < heard {
+                    lower.insert(*id, found.frontier);
+                }
+                if found.frontier < nudged.min(heard)
+                    && let Some((region, term)) = found.locked.take()
+                    && rounds.looked_into.insert(*id)
+                {
+                    look_into.push((region, term, nudged));
+                }
+            }
+            follows.catching_up.retain(|_, follow| {
+                let progress = follow.progress.load(Ordering::SeqCst);
+                if progress < heard {
+                    let least = lower.entry(follow.region_id).or_insert(progress);
+                    *least = progress.min(*least);
+                }
+                progress < i64::MAX
+            });
+            let mut lower: Vec<_> =
+                lower.into_iter().map(|(id, revision)| RegionFrontier { region_id: id.0, revision }).collect();
+            lower.sort_unstable_by_key(|region| region.region_id);
+            let reached = lower.iter().map(|region| region.revision).fold(heard, i64::min);
+            if reached >= nudged {
+                // Somebody may have asked for more meanwhile.
+                _ = feed.nudged.compare_exchange(nudged, 0, Ordering::SeqCst, Ordering::SeqCst);
+            }
+            let frontier = StoreFrontier { revision: heard, compacted, lower };
+            if follows.said.as_ref() != Some(&frontier) {
+                feed.push_frontier(frontier.clone());
+                follows.said = Some(frontier);
+            }
+        }
+        if all {
+            let followed: HashSet<RegionId> = found.into_keys().collect();
+            rounds.promised.retain(|id, _| followed.contains(id));
+        }
+        drop(rounds);
+        for (region, term, wanted) in look_into {
+            let publisher = Arc::clone(self);
+            tokio::spawn(async move {
+                let span = region.handle().region().range();
+                // Lost leadership ends the region's follows by itself.
+                _ = read::out_of_the_way(&region, &span, (wanted, term), false).await;
+                publisher.rounds.lock().looked_into.remove(&region.id());
+                publisher.kick();
+            });
+        }
+    }
+}
+
+/// How far a region is, with its lease checked last.
+fn look(rounds: &mut Rounds, id: RegionId, region: &Weak<RegionPeer>, heard: i64) -> Found {
+    let last = rounds.promised.get(&id).copied().unwrap_or(0);
+    let Some(region) = region.upgrade() else { return Found { frontier: last, locked: None } };
+    let Some((term, frontier, has_locks)) = region.leads_up_to(heard) else {
+        return Found { frontier: last, locked: None };
+    };
+    if region.is_damaged() {
+        region.live().leave(term, &not_found());
+    }
+    if !region.handle().lease(term) {
+        return Found { frontier: last, locked: None };
+    }
+    let promised = rounds.promised.entry(id).or_insert(frontier);
+    *promised = frontier.max(*promised);
+    Found { frontier, locked: has_locks.then_some((region, term)) }
+}
+
+impl Feed {
+    /// Whether its proxy has asked for a frontier that is not said yet.
+    fn wants_more(&self) -> bool {
+        self.nudged.load(Ordering::SeqCst) > 0
+    }
+}
