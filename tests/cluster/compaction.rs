@@ -100,6 +100,15 @@ fn one_boundary_holds_in_every_region_and_at_every_endpoint_at_once() {
     }
     let fourth = round(&one, "d");
     shows(&other, fourth, "d");
+
+    // A region that is split off where nothing lies any more has only the boundary to go by.
+    cluster.admin(&["region", "split", "--key", "~~"]);
+    wait_whole(&cluster, 9);
+    for how in ["--consistency=s", "--consistency=l"] {
+        assert_eq!(one.lines(&["get", "~~~", how]), [""; 0]);
+    }
+    assert_eq!(one.lines_with(&["txn"], "version(\"~~~\") = \"0\"\nversion(\"Qfive\") > \"0\"\n\n\n\n"), ["SUCCESS"]);
+    refuses(&other, deleted - 1);
 }
 
 #[test]
