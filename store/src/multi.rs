@@ -102,9 +102,9 @@ pub async fn outcome(region: Arc<RegionPeer>, question: OutcomeRequest, epoch: R
     let txn = question.txn.unwrap_or_default();
     loop {
         let asked = region.with(|pipeline, effects| {
-            let Some(term) = pipeline.leading() else { return Err(refusal(pipeline.not_leader())) };
+            let Some(term) = pipeline.leading() else { return Err(pipeline.not_leader()) };
             if pipeline.region().epoch != Some(epoch) {
-                return Err(refusal(pipeline.epoch_mismatch()));
+                return Err(pipeline.epoch_mismatch());
             }
             let outcome = pipeline.outcome(txn);
             let waiting = match outcome {
@@ -119,7 +119,7 @@ pub async fn outcome(region: Arc<RegionPeer>, question: OutcomeRequest, epoch: R
         });
         let (term, outcome, waiting) = match asked {
             Ok(asked) => asked,
-            Err(refused) => return refused,
+            Err(refused) => return refusal(refused),
         };
         let (outcome, revision) = match (outcome, waiting) {
             (Outcome::Wait(_), Some(told)) => {
@@ -138,14 +138,14 @@ pub async fn outcome(region: Arc<RegionPeer>, question: OutcomeRequest, epoch: R
 /// A coordinator says that it is still at work.
 pub async fn hold(region: Arc<RegionPeer>, hold: HoldRequest, epoch: RegionEpoch) -> RegionResponse {
     let held = region.with(|pipeline, _| {
-        let Some(term) = pipeline.leading() else { return Err(refusal(pipeline.not_leader())) };
+        let Some(term) = pipeline.leading() else { return Err(pipeline.not_leader()) };
         if pipeline.region().epoch != Some(epoch) {
-            return Err(refusal(pipeline.epoch_mismatch()));
+            return Err(pipeline.epoch_mismatch());
         }
         Ok((term, pipeline.hold(hold.txn.unwrap_or_default())))
     });
     match held {
         Ok((term, held)) => region.judged(term, region_response::Result::Hold(HoldResponse { over: !held })).await,
-        Err(refused) => refused,
+        Err(refused) => refusal(refused),
     }
 }

@@ -158,19 +158,19 @@ impl Faults {
         from: u64,
         to: u64,
         op: Option<&region_request::Op>,
-    ) -> Result<(Arc<dyn RegionService>, bool), RegionResponse> {
+    ) -> Result<(Arc<dyn RegionService>, bool), Box<RegionResponse>> {
         let mut state = self.state.lock();
         let Some(service) = state.services.get(&to).map(Arc::clone).filter(|_| !state.dead.contains(&from)) else {
-            return Err(not_sent());
+            return Err(Box::new(not_sent()));
         };
         match op {
-            Some(region_request::Op::Outcome(_)) if from != CLIENT && state.no_questions => Err(lost()),
+            Some(region_request::Op::Outcome(_)) if from != CLIENT && state.no_questions => Err(Box::new(lost())),
             Some(region_request::Op::Commit(commit)) if from != CLIENT => {
                 let token = commit.share.as_ref().and_then(|share| share.token).unwrap_or_default();
                 let lose = match state.carrying {
                     Carrying::Works => false,
-                    Carrying::Fails => return Err(lost()),
-                    Carrying::OnlyOf(txn) if commit.txn != Some(txn) => return Err(lost()),
+                    Carrying::Fails => return Err(Box::new(lost())),
+                    Carrying::OnlyOf(txn) if commit.txn != Some(txn) => return Err(Box::new(lost())),
                     Carrying::OnlyOf(_) => false,
                     Carrying::AnswersOnce => state.unanswered.insert(token),
                 };
@@ -200,30 +200,34 @@ impl RegionService for Link {
         Box::pin(async move {
             let (service, lose) = match faults.begin(from, to, request.op.as_ref()) {
                 Ok(begun) => begun,
-                Err(answer) => return answer,
+                Err(failed) => return failed.answer(),
             };
             let answer = service.call(request);
             drop(service);
             tokio::select! {
-                answer = answer => if lose { lost() } else { answer },
-                () = faults.until(|state| state.dead.contains(&from) || state.dead.contains(&to)) => lost(),
+                answer = answer => if lose { Failed::Lost.answer() } else { answer },
+                () = faults.until(|state| state.dead.contains(&from) || state.dead.contains(&to)) => Failed::Lost.answer(),
             }
         })
     }
 }
 
-/// The request never left: it did not happen.
-fn not_sent() -> RegionResponse {
-    answer(refusal::Reason::NotLeader(NotLeader { leader: None }))
+/// Why a call has no answer.
+enum Failed {
+    /// The request never left: it did not happen.
+    NotSent,
+    /// It may have happened.
+    Lost,
 }
 
-/// The request may have happened.
-fn lost() -> RegionResponse {
-    answer(refusal::Reason::Unknown(Unknown { why: CONNECTION_LOST.to_owned() }))
-}
-
-fn answer(reason: refusal::Reason) -> RegionResponse {
-    RegionResponse { result: Some(region_response::Result::Refusal(Refusal { reason: Some(reason) })) }
+impl Failed {
+    fn answer(self) -> RegionResponse {
+        let reason = Some(match self {
+            Self::NotSent => refusal::Reason::NotLeader(NotLeader { leader: None }),
+            Self::Lost => refusal::Reason::Unknown(Unknown { why: CONNECTION_LOST.to_owned() }),
+        });
+        RegionResponse { result: Some(region_response::Result::Refusal(Refusal { reason })) }
+    }
 }
 
 /// The way of raft messages.
