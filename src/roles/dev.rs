@@ -111,7 +111,7 @@ impl Dev {
             let claim = claim(Role::Store, &name, registered.cluster_id, None);
             folder.claim(Claim { store_id: Some(registered.store_id), ..claim })?;
             let late = LateStore::default();
-            let routes = self.fabric.routes().add_service(late.clone());
+            let routes = late.add_to(self.fabric.routes());
             let port = self.fabric.serve(ports, routes, &self.process);
             let (storage, fabric) = (&self.args.storage, &self.fabric);
             let dir = folder.part(store_part::FOLDER)?;

@@ -8,7 +8,8 @@ use braid_host::Transport;
 use braid_host::transport::{AddressBook, GrpcTransport, LocalRegistry, RaftService, TransportConfig};
 use braid_proto::id::ClusterId;
 use braid_proto::pb::region_store_server::RegionStoreServer;
-use braid_store::RegionStoreService;
+use braid_proto::pb::region_watch_server::RegionWatchServer;
+use braid_store::{RegionStoreService, RegionWatchService, Store};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,8 +20,25 @@ use crate::late::Late;
 use crate::listen::{ListenError, Ports};
 use crate::stop::Stop;
 
-/// The regions of a store that registers while its port is served already.
-pub type LateStore = Late<RegionStoreServer<RegionStoreService>>;
+/// The services of a store that registers while its port is served already.
+#[derive(Clone, Default)]
+pub struct LateStore {
+    regions: Late<RegionStoreServer<RegionStoreService>>,
+    watch: Late<RegionWatchServer<RegionWatchService>>,
+}
+
+impl LateStore {
+    /// Adds its services to those of a peer port.
+    pub fn add_to(&self, routes: Routes) -> Routes {
+        routes.add_service(self.regions.clone()).add_service(self.watch.clone())
+    }
+
+    /// Lets `store` answer from now on.
+    pub fn set(&self, store: &Store) {
+        self.regions.set(region_store(store.service()));
+        self.watch.set(region_watch(store.watch_service()));
+    }
+}
 
 /// Largest message between processes; a list of ten thousand regions is a few MiB.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -78,8 +96,15 @@ impl Fabric {
 }
 
 /// The service of a store's regions with its message limits.
-pub fn region_store(service: RegionStoreService) -> RegionStoreServer<RegionStoreService> {
+fn region_store(service: RegionStoreService) -> RegionStoreServer<RegionStoreService> {
     RegionStoreServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// What happens in a store's regions, with its message limits.
+fn region_watch(service: RegionWatchService) -> RegionWatchServer<RegionWatchService> {
+    RegionWatchServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }

@@ -51,7 +51,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let dir = folder.part(member::FOLDER)?;
     let mut server = Server { args, membership, client_urls, process, folder, fabric, store: LateStore::default() };
     let member = Member::open(&server.membership, begin, auto_compaction, dir, &server.fabric).await?;
-    let routes = member.add_to(server.fabric.routes()).add_service(server.store.clone());
+    let routes = server.store.add_to(member.add_to(server.fabric.routes()));
     let mut peers = server.fabric.serve(peer_ports, routes, &server.process);
     let result = server.serve(&member, client_ports, &mut peers).await;
     member.shutdown().await;

@@ -39,7 +39,7 @@ pub async fn run(args: StoreArgs) -> Result<()> {
     let fabric = Arc::new(Fabric::new(registered.cluster_id));
     let links = Links::new(registered.cluster_id, placement, None);
     let late = LateStore::default();
-    let mut peers = fabric.serve(ports, fabric.routes().add_service(late.clone()), &process);
+    let mut peers = fabric.serve(ports, late.add_to(fabric.routes()), &process);
     let dir = folder.part(store_part::FOLDER)?;
     let store = StorePart::open(dir, registered, &args.storage, &links, &fabric, &late).await?;
     process.set_ready();

@@ -8,7 +8,7 @@ use braid_proto::pb::{Domain, RegisterStoreRequest};
 use braid_store::{Registered, SpaceLimits, Store, StoreConfig};
 use tracing::info;
 
-use super::fabric::{Fabric, LateStore, region_store};
+use super::fabric::{Fabric, LateStore};
 use super::links::Links;
 use crate::args::groups::StorageArgs;
 use crate::args::types::{Label, Url};
@@ -54,7 +54,7 @@ impl StorePart {
         let store =
             Store::open(config, placement, numbers, regions, fabric.transport(), fabric.addresses.clone()).await?;
         fabric.registry.register(Domain::Store, store.store_id().0, store.inbound());
-        late.set(region_store(store.service()));
+        late.set(&store);
         info!(store = %store.store_id(), cluster = format!("{:016x}", registered.cluster_id.0), "the store is open");
         Ok(Self { store, fabric: Arc::clone(fabric) })
     }
