@@ -158,19 +158,19 @@ impl Faults {
         from: u64,
         to: u64,
         op: Option<&region_request::Op>,
-    ) -> Result<(Arc<dyn RegionService>, bool), Box<RegionResponse>> {
+    ) -> Result<(Arc<dyn RegionService>, bool), Failed> {
         let mut state = self.state.lock();
         let Some(service) = state.services.get(&to).map(Arc::clone).filter(|_| !state.dead.contains(&from)) else {
-            return Err(Box::new(not_sent()));
+            return Err(Failed::NotSent);
         };
         match op {
-            Some(region_request::Op::Outcome(_)) if from != CLIENT && state.no_questions => Err(Box::new(lost())),
+            Some(region_request::Op::Outcome(_)) if from != CLIENT && state.no_questions => Err(Failed::Lost),
             Some(region_request::Op::Commit(commit)) if from != CLIENT => {
                 let token = commit.share.as_ref().and_then(|share| share.token).unwrap_or_default();
                 let lose = match state.carrying {
                     Carrying::Works => false,
-                    Carrying::Fails => return Err(Box::new(lost())),
-                    Carrying::OnlyOf(txn) if commit.txn != Some(txn) => return Err(Box::new(lost())),
+                    Carrying::Fails => return Err(Failed::Lost),
+                    Carrying::OnlyOf(txn) if commit.txn != Some(txn) => return Err(Failed::Lost),
                     Carrying::OnlyOf(_) => false,
                     Carrying::AnswersOnce => state.unanswered.insert(token),
                 };
