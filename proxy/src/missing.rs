@@ -8,7 +8,6 @@ use std::sync::Arc;
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::auth_server::Auth;
 use braid_proto::etcd::etcdserverpb::lease_server::Lease;
-use braid_proto::etcd::etcdserverpb::watch_server::Watch;
 use braid_proto::etcd::etcdserverpb::*;
 use braid_proto::etcd::v3electionpb::election_server::Election;
 use braid_proto::etcd::v3electionpb::{
@@ -28,7 +27,7 @@ pub fn missing(what: &str) -> Status {
     Status::unimplemented(format!("braid: {what} {verb} not available in this version"))
 }
 
-/// Watch, Lease, Lock and Election, none of which is there.
+/// Lease, Lock and Election, none of which is there.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MissingService;
 
@@ -58,12 +57,6 @@ macro_rules! refuse {
 
 /// What the methods of a service return.
 type BoxFuture<'f, T> = std::pin::Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'f>>;
-
-impl Watch for MissingService {
-    type WatchStream = Empty<Result<WatchResponse, Status>>;
-
-    refuse! { "watch": watch(Streaming<WatchRequest>) -> Self::WatchStream; }
-}
 
 impl Lease for MissingService {
     type LeaseKeepAliveStream = Empty<Result<LeaseKeepAliveResponse, Status>>;

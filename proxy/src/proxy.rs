@@ -10,7 +10,6 @@ use braid_proto::etcd::etcdserverpb::cluster_server::ClusterServer;
 use braid_proto::etcd::etcdserverpb::kv_server::KvServer;
 use braid_proto::etcd::etcdserverpb::lease_server::LeaseServer;
 use braid_proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
-use braid_proto::etcd::etcdserverpb::watch_server::WatchServer;
 use braid_proto::etcd::v3electionpb::election_server::ElectionServer;
 use braid_proto::etcd::v3lockpb::lock_server::LockServer;
 use braid_proto::pb::admin_server::AdminServer;
@@ -35,11 +34,15 @@ use crate::missing::{AuthService, MissingService};
 use crate::presence::Presence;
 use crate::serve::serve;
 use crate::shared::Shared;
+use crate::watch::Source;
+use crate::watch::hub::Hub;
+use crate::watch::service::WatchService;
 use braid_store_client::Regions;
 
 /// A running proxy. It speaks to clients wherever [`Proxy::serve`] is called.
 pub struct Proxy {
     shared: Arc<Shared>,
+    hub: Arc<Hub>,
     front: Front,
     stop: watch::Sender<bool>,
     heartbeat: JoinHandle<()>,
@@ -62,11 +65,14 @@ impl Proxy {
             in_flight: InFlight::new(config.max_in_flight),
             config,
         });
-        let front = front(&shared, placement);
         let (stop, stopped) = watch::channel(false);
+        let (regions, numbers) = (Arc::clone(&shared.regions), Arc::clone(&shared.numbers));
+        let hub = Hub::start(regions, numbers, shared.config.cluster_id);
+        let watch = WatchService::of(&shared, Arc::clone(&hub) as Arc<dyn Source>, stopped.clone());
+        let front = front(&shared, placement, watch);
         let beating = Arc::clone(&shared);
         let heartbeat = tokio::spawn(async move { beating.presence.run(stopped).await });
-        Self { shared, front, stop, heartbeat }
+        Self { shared, hub, front, stop, heartbeat }
     }
 
     /// Serves clients on `listener` until [`Proxy::stop`]; may be called for several listeners. Requests that are under
@@ -93,29 +99,31 @@ impl Proxy {
     /// Stops the heartbeat and whatever [`Proxy::serve`] has started; await that to see its end.
     pub fn stop(&self) {
         self.stop.send_replace(true);
+        self.hub.stop();
         self.heartbeat.abort();
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        self.hub.stop();
         self.heartbeat.abort();
     }
 }
 
-fn front(shared: &Arc<Shared>, placement: Arc<PlacementClient>) -> Front {
+fn front(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Front {
     let kv =
         KvServer::new(KvService::new(Arc::clone(shared))).max_decoding_message_size(shared.config.receive_bytes_max());
-    Front::new(kv, rest(shared, placement), Arc::clone(&shared.in_flight))
+    Front::new(kv, rest(shared, placement, watch), Arc::clone(&shared.in_flight))
 }
 
 /// Everything but KV.
-fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>) -> Router {
+fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Router {
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(shared)));
     let routes = Routes::new(cluster)
         .add_service(MaintenanceServer::new(MaintenanceService::new(Arc::clone(shared))))
         .add_service(AuthServer::new(AuthService::new(Arc::clone(shared))))
-        .add_service(WatchServer::new(MissingService))
+        .add_service(watch)
         .add_service(LeaseServer::new(MissingService))
         .add_service(LockServer::new(MissingService))
         .add_service(ElectionServer::new(MissingService))

@@ -8,7 +8,6 @@ use braid_proto::etcd::etcdserverpb::auth_client::AuthClient;
 use braid_proto::etcd::etcdserverpb::cluster_client::ClusterClient;
 use braid_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use braid_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
-use braid_proto::etcd::etcdserverpb::watch_client::WatchClient;
 use braid_proto::etcd::etcdserverpb::*;
 use braid_proto::etcd::v3electionpb::LeaderRequest;
 use braid_proto::etcd::v3electionpb::election_client::ElectionClient;
@@ -90,8 +89,6 @@ async fn what_is_missing_says_so() {
     let cluster = Cluster::local(&[]).await;
     let channel = cluster.channel().await;
     let text = |what: &str| format!("braid: {what} not available in this version");
-    let watch = WatchClient::new(channel.clone()).watch(tokio_stream::empty()).await;
-    fails(watch.map(|_| ()), Code::Unimplemented, &text("watch is"));
     let grant = LeaseClient::new(channel.clone()).lease_grant(LeaseGrantRequest::default()).await;
     fails(grant, Code::Unimplemented, &text("leases are"));
     let lock = LockClient::new(channel.clone()).lock(LockRequest::default()).await;

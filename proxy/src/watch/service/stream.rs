@@ -38,11 +38,10 @@ const LEADER_MISSES_MAX: u32 = 3;
 /// How many subscriptions are waited for at once.
 const REACH_AT_ONCE: usize = 256;
 
-/// What the streams of a service hold, for `/metrics`.
+/// What the streams of a service hold, for `/metrics`; the hub counts their watches.
 #[derive(Clone)]
 pub(super) struct Gauges {
     streams: Gauge,
-    watches: Gauge,
     queued_bytes: Gauge,
 }
 
@@ -50,7 +49,6 @@ impl Default for Gauges {
     fn default() -> Self {
         Self {
             streams: metrics::gauge!("braid_proxy_watch_streams"),
-            watches: metrics::gauge!("braid_proxy_watches"),
             queued_bytes: metrics::gauge!("braid_proxy_watch_queued_bytes"),
         }
     }
@@ -82,8 +80,7 @@ struct Inner {
 struct State {
     session: Session,
     waker: Option<Waker>,
-    /// What the gauges have been told.
-    watches: usize,
+    /// What the gauge has been told.
     queued_bytes: usize,
 }
 
@@ -94,18 +91,14 @@ enum Done {
 }
 
 impl Inner {
-    /// Does something with the session and keeps the gauges true.
+    /// Does something with the session and keeps the gauge true.
     fn with<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
         self.change(&mut self.state.lock(), change)
     }
 
     fn change<T>(&self, state: &mut State, change: impl FnOnce(&mut Session) -> T) -> T {
         let result = change(&mut state.session);
-        let (watches, bytes) = (state.session.watches(), state.session.queued_bytes());
-        if watches != state.watches {
-            self.gauges.watches.increment(watches as f64 - state.watches as f64);
-            state.watches = watches;
-        }
+        let bytes = state.session.queued_bytes();
         if bytes != state.queued_bytes {
             self.gauges.queued_bytes.increment(bytes as f64 - state.queued_bytes as f64);
             state.queued_bytes = bytes;
@@ -137,7 +130,7 @@ impl WatchStream {
         ticket: Ticket,
     ) -> Self {
         let session = Session::new(parts.settings.limits, Arc::clone(&parts.names));
-        let state = State { session, waker: None, watches: 0, queued_bytes: 0 };
+        let state = State { session, waker: None, queued_bytes: 0 };
         parts.gauges.streams.increment(1.0);
         let progress_interval = jittered(parts.settings.progress_interval);
         let leader = require_leader.then(|| Arc::clone(&parts.outside));
