@@ -175,6 +175,10 @@ pub async fn out_of_the_way(
 
 async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64, span: KeyRange) -> RegionResponse {
     loop {
+        // A raft snapshot replaces the data step by step: what is read meanwhile is neither the old nor the new.
+        let Some(replaced) = region.handle().replacements() else {
+            return refusal(busy("this replica's data is being replaced"));
+        };
         let applied = frontier::here(&region);
         let asked = range.revision.max(read_at);
         if asked > applied {
@@ -190,6 +194,7 @@ async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64
             _ => applied,
         };
         match collect(&region, &range, &span, (revision, applied), Vec::new()).await {
+            Ok(_) if region.handle().replacements() != Some(replaced) => {}
             Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
             Err(Answer::Done(refused)) => return refused,
             Err(Answer::Overtaken) if asked > 0 => return etcd_error(error::COMPACTED),
