@@ -226,6 +226,12 @@ impl Cluster {
         self.stores.iter().flatten().map(|open| open.store.lock_rows()).sum()
     }
 
+    /// Listens to what a store says of its regions.
+    #[allow(dead_code, reason = "the tests of watch share this cluster")]
+    pub fn watch(&self, id: u64) -> braid_store::Following {
+        self.stores[id as usize - 1].as_ref().expect("an open store").store.watch()
+    }
+
     fn service(&self, id: u64) -> RegionStoreService {
         self.stores[id as usize - 1].as_ref().expect("an open store").store.service()
     }
