@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! serve ─► front ─► kv ─► regions (braid_store_client) ─► a region's leader
+//!            ├─► watch ─► stores, by region
 //!            └─► cluster, maintenance, admin, missing, http
 //! ```
 //!
@@ -15,6 +16,7 @@
 //! | `authority` | clients whose `:authority` is none |
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
 //! | `transact` | writes over several regions |
+//! | [`watch`] | events of many regions as one ordered stream for each client |
 //! | `presence`, `shared` | the heartbeat, what services share |
 //! | `hash_kv`, `inspect`, `region_check` | whether replicas hold the same |
 //! | `cluster`, `maintenance`, `admin`, `missing`, `http` | the other services |

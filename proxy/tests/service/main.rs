@@ -11,4 +11,5 @@ mod process;
 mod ranges;
 mod remote;
 mod spread;
+mod watches;
 mod world;

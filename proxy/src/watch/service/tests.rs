@@ -244,6 +244,17 @@ async fn fragments_arrive_whole() {
     let response = talk.next().await;
     assert!(!response.fragment, "one event is not cut");
     assert_eq!(response.events[0].kv.as_ref().expect("a key").value.len(), 5000);
+    world.source.put_all(&["a"; 5], 12, 400);
+    let mut heard = Vec::new();
+    loop {
+        let response = talk.next().await;
+        heard.push(response.events.len());
+        assert_eq!(response.header.expect("a header").revision, 12);
+        if !response.fragment {
+            break;
+        }
+    }
+    assert_eq!(heard, [2, 2, 1]);
 }
 
 #[tokio::test]

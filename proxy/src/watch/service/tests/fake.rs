@@ -46,14 +46,19 @@ impl FakeSource {
 
     /// A put of `key` with `value_bytes` at `revision`, which closes it.
     pub fn put(&self, key: &str, revision: i64, value_bytes: usize) {
-        let kv = KeyValue {
-            key: key.to_owned().into(),
-            mod_revision: revision,
-            value: vec![b'v'; value_bytes].into(),
-            ..Default::default()
+        self.put_all(&[key], revision, value_bytes);
+    }
+
+    /// Puts of one revision.
+    pub fn put_all(&self, keys: &[&str], revision: i64, value_bytes: usize) {
+        let put = |key: &&str| {
+            let value = vec![b'v'; value_bytes].into();
+            let key = (*key).to_owned().into();
+            let kv = KeyValue { key, mod_revision: revision, value, ..Default::default() };
+            Event { kv: Some(kv), ..Default::default() }
         };
         let mut state = self.state.lock();
-        state.log.push((revision, Arc::new(vec![Event { kv: Some(kv), ..Default::default() }])));
+        state.log.push((revision, Arc::new(keys.iter().map(put).collect())));
         state.closed = revision;
         state.offer_all();
         drop(state);
