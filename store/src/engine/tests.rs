@@ -19,6 +19,7 @@ mod compacted;
 mod concurrent;
 mod damage;
 mod deep;
+mod events;
 mod gone;
 mod hash;
 mod split;
