@@ -18,9 +18,9 @@
 //! 5. A receiver without room is behind: the group keeps for it what it misses, within limits; then it is parked and
 //!    gets a private group when it has room.
 //!
-//! Bounds: when more events wait in a group than [`Limits`] say, the pieces ahead of the frontier drop theirs and are
-//! followed again later. The pieces at the frontier are not: what they say is what the group waits for, and it is
-//! delivered with the next frontier of their stores.
+//! Bounds: when more events wait in a group than [`Limits`] say, pieces that are ahead drop the later half of it and are
+//! followed again from there when the others have come up. Pieces that lag drop nothing: what they say is what the group
+//! waits for, and it is delivered with the next frontiers of their stores.
 
 pub mod group;
 pub mod stream;
@@ -37,10 +37,6 @@ use self::group::{Group, Member, Piece, Place};
 use self::stream::Stream;
 use super::{News, Receiver, SubscriptionId, Wanted};
 
-/// How far back a subscription may start and still found a shared group. It is told so much before others, who want
-/// only what is new, hear anything.
-const RECENT: i64 = 1_000;
-
 /// What a merge may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -54,6 +50,9 @@ pub struct Limits {
     pub backlog_events: usize,
     /// The same in bytes.
     pub backlog_bytes: usize,
+    /// How many revisions back a subscription may start and still found a shared group. It is told so much before
+    /// others, who want only what is new, hear anything.
+    pub recent: i64,
 }
 
 impl Default for Limits {
@@ -64,6 +63,7 @@ impl Default for Limits {
             total_bytes: 256 << 20,
             backlog_events: 4_096,
             backlog_bytes: 4 << 20,
+            recent: 1_000,
         }
     }
 }
@@ -489,7 +489,7 @@ impl Merge {
         let shared = self.shared.get(&key).copied();
         let name = match shared.and_then(|name| Some((name, self.groups.get(&name)?))) {
             Some((name, group)) if group.frontier < member.next => name,
-            None if member.next + RECENT > newest => self.found(key, member.next - 1, None),
+            None if member.next + self.limits.recent > newest => self.found(key, member.next - 1, None),
             _ => self.found(key, member.next - 1, Some(newest)),
         };
         self.settle_in(name, member, waits);
@@ -689,7 +689,7 @@ impl Merge {
             return;
         }
         let (events, bytes) = (group.waiting_events, group.waiting_bytes);
-        let ahead = group.shed(&self.streams);
+        let (cut, ahead) = group.shed(&self.streams, &self.limits);
         self.waiting_events -= events - group.waiting_events;
         self.waiting_bytes -= bytes - group.waiting_bytes;
         if ahead.is_empty() {
@@ -700,7 +700,7 @@ impl Merge {
         group.paused = true;
         for index in ahead {
             let piece = &group.pieces()[index];
-            let (old, id, frontier) = (piece.id, self.next_id, group.frontier);
+            let (old, id) = (piece.id, self.next_id);
             self.next_id += 1;
             if let Some(store) = piece.place.store() {
                 self.effects.push(Effect::Unfollow { store, id: old });
@@ -708,7 +708,7 @@ impl Merge {
             let start = piece.range.start.clone();
             self.pieces.remove(&old);
             self.pieces.insert(id, (name, start));
-            group.change(index, |piece| (piece.id, piece.frontier, piece.place) = (id, frontier, Place::Paused));
+            group.change(index, |piece| (piece.id, piece.frontier, piece.place) = (id, cut, Place::Paused));
         }
     }
 

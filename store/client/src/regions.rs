@@ -15,7 +15,7 @@ use braid_proto::error;
 use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{
-    NotLeader, Peer, Refusal, RegionNotFound, RegionRequest, refusal, region_request, region_response,
+    NotLeader, Peer, Refusal, RegionNotFound, RegionRequest, Store, refusal, region_request, region_response,
 };
 use braid_proto::service::RegionService;
 use tokio::time::{Instant, timeout_at};
@@ -152,6 +152,11 @@ impl Regions {
     /// It is not known, and placement did not say in time.
     pub async fn find(&self, key: &[u8], patience: Patience) -> Result<Arc<Route>, Status> {
         self.persist(patience, || self.router.find(key, patience.deadline)).await
+    }
+
+    /// Learns where stores are from somebody else than placement's routes.
+    pub fn learn_stores(&self, stores: &[Store]) {
+        self.stores.learn(stores);
     }
 
     /// Where `store` listens ("host:port"), if that is known.

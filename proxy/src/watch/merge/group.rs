@@ -337,29 +337,39 @@ impl Group {
         self.private || self.paused || !self.waiting.is_empty() || !self.waits.is_empty()
     }
 
-    /// Drops what pieces have said that are ahead of the frontier, and returns these: they have to be told it again.
-    pub fn shed(&mut self, streams: &HashMap<StoreId, Stream>) -> Vec<usize> {
-        let frontier = self.frontier;
-        let ahead: Vec<bool> = self.pieces.iter().map(|piece| piece.reached(streams) > frontier).collect();
+    /// Drops the later half of what waits, as far as it is of pieces that have come further than the earlier half.
+    /// Returns the last revision of the earlier half, and these pieces: they have to be told again what comes after it.
+    /// The earlier half stays, so that the frontier moves whatever comes.
+    pub fn shed(&mut self, streams: &HashMap<StoreId, Stream>, limits: &Limits) -> (i64, Vec<usize>) {
+        let events_max = self.waiting_events.min(limits.group_events) / 2;
+        let bytes_max = self.waiting_bytes.min(limits.group_bytes) / 2;
+        let (mut cut, mut events, mut bytes) = (None, 0, 0);
+        for (revision, held) in &self.waiting {
+            events += held.len();
+            bytes += held.iter().map(|held| size(&held.event)).sum::<usize>();
+            if cut.is_some() && (events > events_max || bytes > bytes_max) {
+                break;
+            }
+            cut = Some(*revision);
+        }
+        let Some(cut) = cut else { return (self.frontier, Vec::new()) };
+        let ahead: Vec<bool> = self.pieces.iter().map(|piece| piece.reached(streams) > cut).collect();
         let mut dropped = vec![false; ahead.len()];
         let pieces = &self.pieces;
-        let (mut events, mut bytes) = (0, 0);
-        self.waiting.retain(|_, held| {
+        for held in self.waiting.range_mut(cut + 1..).map(|(_, held)| held) {
             held.retain(|held| {
                 let key = held.event.kv.as_ref().map_or(&[][..], |kv| &kv.key[..]);
                 let at = pieces.partition_point(|piece| starts_at_or_before(&piece.range.start, key)).saturating_sub(1);
                 if ahead[at] {
                     dropped[at] = true;
-                    events += 1;
-                    bytes += size(&held.event);
+                    self.waiting_events -= 1;
+                    self.waiting_bytes -= size(&held.event);
                 }
                 !ahead[at]
             });
-            !held.is_empty()
-        });
-        self.waiting_events -= events;
-        self.waiting_bytes -= bytes;
-        (0..dropped.len()).filter(|index| dropped[*index]).collect()
+        }
+        self.waiting.retain(|_, held| !held.is_empty());
+        (cut, (0..dropped.len()).filter(|index| dropped[*index]).collect())
     }
 
     /// Drops what waits up to `revision` and goes on above it: those that wanted it are gone.
