@@ -10,6 +10,7 @@
 //! - `restart`: stop, start again, everything is there.
 //! - `differential`: random programs, every answer compared with a model of etcd.
 //! - `kill`: processes are killed under load; every acknowledged write survives.
+//! - `watch`: every event once and in order, while regions fail and move.
 //! - `serializability`: processes are killed under transactions; what clients were told is strictly serializable.
 //!
 //! Clusters start on free loopback ports below the range of outgoing connections, so that a killed process finds its
@@ -26,4 +27,5 @@ mod restart;
 mod serializability;
 mod startup;
 mod tour;
+mod watch;
 mod web;
