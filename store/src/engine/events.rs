@@ -90,7 +90,8 @@ impl RegionData {
     }
 
     /// Takes over the newest changes that the parent of a split has in memory: those of this region's range are among
-    /// them. Called before anything is applied here; changes nothing if anything was applied since the split.
+    /// them. Called before anything is applied here. Changes nothing where the split happened in an earlier life of the
+    /// process.
     pub fn inherit(&self, parent: &RegionData) {
         if !self.newborn {
             return;
