@@ -18,8 +18,8 @@ use tokio::sync::watch;
 
 /// Who is no store: the caller of a test.
 pub const CLIENT: u64 = 0;
-/// A raft message of this size carries a chunk of a wipe.
-const CHUNK_BYTES_MIN: usize = 16 << 10;
+/// A raft message of this size carries a chunk of a wipe: everything else that scenarios write then is a few hundred bytes.
+const CHUNK_BYTES_MIN: usize = 4 << 10;
 
 /// What happens to the shares that primaries carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use crate::witness::{Expect, Witness};
 /// The store whose leadership ends, and the letter of the region it leads.
 const VICTIM: u64 = 2;
 const VICTIMS_REGION: char = 'n';
-/// Keys of a wipe: more than three chunks.
+/// Keys of a wipe: a dozen chunks.
 const WIPES: usize = 3_300;
 
 /// What crashes.
