@@ -71,7 +71,10 @@ impl Watching {
         let told = self.told.lock();
         for pair in told.windows(2) {
             let (before, after) = (&pair[0], &pair[1]);
-            assert!(before.last().map(|event| event.0) < after.first().map(|event| event.0), "{before:?} then {after:?}");
+            assert!(
+                before.last().map(|event| event.0) < after.first().map(|event| event.0),
+                "{before:?} then {after:?}"
+            );
         }
         told.iter().flatten().cloned().collect()
     }
