@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use braid_placement_client::{Numbers, NumbersConfig, PlacementClient};
 use braid_proto::etcd::mvccpb::{Event, KeyValue};
-use braid_proto::id::{ClusterId, StoreId};
+use braid_proto::id::ClusterId;
 use braid_proto::key::{KeyRange, user_key};
 use braid_proto::pb::region_watch_server::{RegionWatch, RegionWatchServer};
 use braid_proto::pb::{

@@ -492,7 +492,7 @@ fn many_regions_are_reckoned_by_store() {
     let client = script.subscribe(1, ("k000", "k999"), 101, usize::MAX);
     let (piece, range, _) = script.place();
     let starts: Vec<String> = (0..100).map(|region| format!("k{:03}", region * 9)).collect();
-    let store = |region: usize| if region % 2 == 0 { S1 } else { S2 };
+    let store = |region: usize| if region.is_multiple_of(2) { S1 } else { S2 };
     let regions: Vec<_> =
         starts.iter().enumerate().map(|(region, start)| (region as u64 + 1, &start[..], store(region))).collect();
     let follows = script.put(piece, &range, &regions);
