@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use braid_proto::id::{RegionId, Term};
-use braid_proto::pb::{RegionFrontier, StoreFrontier};
+use braid_proto::pb::{FollowFrontier, RegionFrontier, StoreFrontier};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -100,23 +100,25 @@ impl Publisher {
                     look_into.push((region, term, nudged));
                 }
             }
-            follows.catching_up.retain(|_, follow| {
+            let mut catching_up = Vec::new();
+            follows.catching_up.retain(|id, follow| {
                 let progress = follow.progress.load(Ordering::SeqCst);
                 if progress < heard {
-                    let least = lower.entry(follow.region_id).or_insert(progress);
-                    *least = progress.min(*least);
+                    catching_up.push(FollowFrontier { id: *id, revision: progress });
                 }
                 progress < i64::MAX
             });
+            catching_up.sort_unstable_by_key(|follow| follow.id);
             let mut lower: Vec<_> =
                 lower.into_iter().map(|(id, revision)| RegionFrontier { region_id: id.0, revision }).collect();
             lower.sort_unstable_by_key(|region| region.region_id);
-            let reached = lower.iter().map(|region| region.revision).fold(heard, i64::min);
+            let late = catching_up.iter().map(|follow| follow.revision);
+            let reached = lower.iter().map(|region| region.revision).chain(late).fold(heard, i64::min);
             if reached >= nudged {
                 // Somebody may have asked for more meanwhile.
                 _ = feed.nudged.compare_exchange(nudged, 0, Ordering::SeqCst, Ordering::SeqCst);
             }
-            let frontier = StoreFrontier { revision: heard, compacted, lower };
+            let frontier = StoreFrontier { revision: heard, compacted, lower, catching_up };
             if follows.said.as_ref() != Some(&frontier) {
                 feed.push_frontier(frontier.clone());
                 follows.said = Some(frontier);

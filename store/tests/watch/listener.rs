@@ -145,9 +145,11 @@ impl Listener {
     }
 
     fn advance(&mut self, frontier: &StoreFrontier) {
-        for told in self.follows.values_mut().filter(|told| told.joined && told.left.is_none()) {
-            let own = frontier.lower.iter().find(|lower| lower.region_id == told.region);
-            let reached = own.map_or(frontier.revision, |lower| lower.revision);
+        for (id, told) in self.follows.iter_mut().filter(|(_, told)| told.joined && told.left.is_none()) {
+            let of_region = frontier.lower.iter().find(|lower| lower.region_id == told.region);
+            let of_region = of_region.map_or(frontier.revision, |lower| lower.revision);
+            let late = frontier.catching_up.iter().find(|late| late.id == *id);
+            let reached = late.map_or(of_region, |late| of_region.min(late.revision));
             told.frontier = told.frontier.max(reached);
         }
     }

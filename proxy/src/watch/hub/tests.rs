@@ -115,7 +115,12 @@ impl FakeStore {
 }
 
 fn frontier(revision: i64) -> Result<WatchFeed, Status> {
-    news(watch_news::News::Frontier(StoreFrontier { revision, compacted: 0, lower: Vec::new() }))
+    news(watch_news::News::Frontier(StoreFrontier {
+        revision,
+        compacted: 0,
+        lower: Vec::new(),
+        catching_up: Vec::new(),
+    }))
 }
 
 fn left(id: u64, leader: u64) -> watch_news::News {

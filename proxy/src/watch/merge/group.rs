@@ -85,7 +85,7 @@ impl Piece {
     pub fn reached(&self, streams: &HashMap<StoreId, Stream>) -> i64 {
         match self.place {
             Place::Joined { store, region, since } => match streams.get(&store) {
-                Some(stream) if stream.count > since => self.frontier.max(stream.frontier_of(region)),
+                Some(stream) if stream.count > since => self.frontier.max(stream.frontier_of(region, self.id)),
                 _ => self.frontier,
             },
             _ => self.frontier,
@@ -124,6 +124,8 @@ struct Backlog {
 struct Summary {
     /// Region and index, sorted.
     regions: Vec<(RegionId, usize)>,
+    /// Names of the follows, sorted.
+    follows: Vec<u64>,
 }
 
 /// The watches on one range.
@@ -274,6 +276,11 @@ impl Group {
                     least = least.min(*revision);
                 }
             }
+            for (follow, revision) in &stream.late {
+                if summary.follows.binary_search(follow).is_ok() {
+                    least = least.min(*revision);
+                }
+            }
         }
         least
     }
@@ -286,7 +293,9 @@ impl Group {
         let pieces = self.pieces.iter().enumerate();
         let mut regions: Vec<_> = pieces.filter_map(|(index, piece)| Some((region(piece)?, index))).collect();
         regions.sort_unstable();
-        self.summary = Some(Box::new(Summary { regions }));
+        let mut follows: Vec<u64> = self.pieces.iter().map(|piece| piece.id).collect();
+        follows.sort_unstable();
+        self.summary = Some(Box::new(Summary { regions, follows }));
     }
 
     /// Takes events of one revision that the piece at `index` was told. True: some of them wait now.

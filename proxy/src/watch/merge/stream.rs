@@ -14,6 +14,8 @@ pub struct Stream {
     pub frontier: i64,
     /// Regions that lag.
     pub lower: HashMap<RegionId, i64>,
+    /// Follows that are still told the past.
+    pub late: HashMap<u64, i64>,
     /// Groups to which the next frontier matters. May name groups to which it does not any more.
     pub hot: HashSet<u64>,
     /// Highest revision that somebody waits for.
@@ -25,9 +27,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The last frontier of a region.
-    pub fn frontier_of(&self, region: RegionId) -> i64 {
-        self.lower.get(&region).copied().unwrap_or(self.frontier)
+    /// The last frontier of what is followed in a region under the name `follow`.
+    pub fn frontier_of(&self, region: RegionId, follow: u64) -> i64 {
+        let of_region = self.lower.get(&region).copied().unwrap_or(self.frontier);
+        self.late.get(&follow).map_or(of_region, |late| of_region.min(*late))
     }
 
     /// Takes a frontier. Returns what to ask for next: one question at a time, so that those that wait share it.
@@ -36,6 +39,8 @@ impl Stream {
         self.frontier = frontier.revision;
         self.lower.clear();
         self.lower.extend(frontier.lower.iter().map(|lower| (RegionId(lower.region_id), lower.revision)));
+        self.late.clear();
+        self.late.extend(frontier.catching_up.iter().map(|late| (late.id, late.revision)));
         self.outstanding = false;
         self.ask()
     }

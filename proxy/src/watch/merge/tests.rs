@@ -7,7 +7,7 @@ use std::sync::Arc;
 use braid_proto::etcd::mvccpb::{Event, KeyValue};
 use braid_proto::id::{RegionId, StoreId};
 use braid_proto::key::KeyRange;
-use braid_proto::pb::{Follow, RegionEpoch, RegionEvent, RegionEvents, RegionFrontier, StoreFrontier};
+use braid_proto::pb::{Follow, FollowFrontier, RegionEpoch, RegionEvent, RegionEvents, RegionFrontier, StoreFrontier};
 use parking_lot::Mutex;
 
 use super::{Effect, Limits, Merge, Tile, Trouble};
@@ -73,7 +73,7 @@ fn told(ids: &[u64], revision: i64, keys: &[(u32, &str)]) -> RegionEvents {
 
 fn frontier(revision: i64, lower: &[(u64, i64)]) -> StoreFrontier {
     let lower = lower.iter().map(|(region_id, revision)| RegionFrontier { region_id: *region_id, revision: *revision });
-    StoreFrontier { revision, compacted: 0, lower: lower.collect() }
+    StoreFrontier { revision, compacted: 0, lower: lower.collect(), catching_up: Vec::new() }
 }
 
 /// A merge and its effects so far.
@@ -190,6 +190,29 @@ fn events_wait_for_the_slower_store_and_come_in_order() {
     script.merge.store_frontier(S2, &frontier(105, &[]));
     assert_eq!(client.lines(), ["102 b"]);
     assert_eq!(script.frontier(1), 105);
+}
+
+/// A watch that is still told the past holds back itself, and nobody else who watches the same region.
+#[test]
+fn a_follow_that_catches_up_holds_back_only_itself() {
+    let mut script = Script::new(Limits::default());
+    let mut join = |id: u64, range, start| {
+        let client = script.subscribe(id, range, start, usize::MAX);
+        let (piece, range, _) = script.place();
+        let follow = script.put(piece, &range, &[(1, "a", S1)])[0].id;
+        script.merge.joined(S1, follow, start - 1);
+        (client, follow)
+    };
+    let (live, one) = join(1, ("a", "b"), 101);
+    let (late, two) = join(2, ("b", "c"), 11);
+    script.merge.events(S1, &told(&[two], 11, &[(0, "b")]));
+    script.merge.events(S1, &told(&[one], 102, &[(0, "a")]));
+    let catching_up = vec![FollowFrontier { id: two, revision: 20 }];
+    script.merge.store_frontier(S1, &StoreFrontier { catching_up, ..frontier(110, &[]) });
+    assert_eq!((live.lines(), late.lines()), (vec!["102 a".to_owned()], vec!["11 b".to_owned()]));
+    assert_eq!((script.frontier(1), script.frontier(2)), (110, 20));
+    script.merge.store_frontier(S1, &frontier(110, &[]));
+    assert_eq!(script.frontier(2), 110);
 }
 
 #[test]

@@ -266,7 +266,8 @@ impl World {
             let first = *region.in_flight.keys().next().expect("not empty");
             RegionFrontier { region_id: region.id.0, revision: first - 1 }
         });
-        let frontier = StoreFrontier { revision: self.newest, compacted: 0, lower: lower.collect() };
+        let frontier =
+            StoreFrontier { revision: self.newest, compacted: 0, lower: lower.collect(), catching_up: Vec::new() };
         store.words.push_back(Word::Frontier(frontier));
     }
 
