@@ -166,7 +166,11 @@ fn the_boundary_survives_placements_leader_stores_that_restart_and_one_that_was_
     let back = back.and_then(|store| store["id"].as_u64()).expect("store 3 is listed").to_string();
     for region in cluster.admin(&["region", "list"])["regions"].as_array().expect("a list") {
         let id = region["id"].as_u64().expect("an id").to_string();
-        cluster.admin(&["region", "transfer-leader", "--region", &id, "--to-store", &back]);
+        // A store that still catches up is refused.
+        wait_for(&format!("store {back} to lead region {id}"), || {
+            let moved = cluster.admin_output(&["region", "transfer-leader", "--region", &id, "--to-store", &back]);
+            moved.status.success().then_some(())
+        });
     }
     refuses(&etcdctl, newest - 1);
     shows(&etcdctl, newest, "d");
