@@ -77,7 +77,10 @@ fn every_endpoint_has_one_hash_through_splits_leader_changes_restarts_and_compac
     }
     for target in ["1", "2", "3"] {
         for region in regions(&cluster) {
-            cluster.admin(&["region", "transfer-leader", "--region", &region.to_string(), "--to-store", target]);
+            wait_for("a leader to move", || {
+                let order = ["region", "transfer-leader", "--region", &region.to_string(), "--to-store", target];
+                cluster.admin_output(&order).status.success().then_some(())
+            });
         }
         same("changes of leaders");
     }
