@@ -52,7 +52,8 @@ impl RegionData {
             }
         }
         let newest = txns.iter().map(|txn| txn.revision).max().unwrap_or(0);
-        if self.ceiling.fetch_max(newest, Ordering::SeqCst) < newest {
+        self.ceiling.fetch_max(newest, Ordering::SeqCst);
+        if self.inner.read().settled < newest {
             rows.mark_applied(newest);
         }
         let mut batch = rows.batch;
@@ -71,6 +72,7 @@ impl RegionData {
 impl Inner {
     /// Returns the keys whose buckets have grown too large.
     fn publish<'c>(&mut self, newest: i64, changes: &[Change<'c>]) -> Vec<&'c [u8]> {
+        self.settled = self.settled.max(newest);
         if changes.is_empty() && newest <= self.published.applied {
             return Vec::new();
         }

@@ -260,3 +260,40 @@ fn a_region_between_others_counts_its_own_keys() {
         assert_eq!(count(middle, &left), Ok(end - 100));
     }
 }
+
+/// What a child begins with is a bound of what it holds. What it promises is what its parent had applied here, also after
+/// a restart: a replica that lags may still get anything above that.
+#[test]
+fn a_child_promises_no_more_than_its_parent_had_applied() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let db = open(&dir);
+    let (left, right) =
+        (Region { id: 1, end: user_key(b"m"), ..region() }, Region { id: 2, start: user_key(b"m"), ..region() });
+    let whole = Region { id: 1, ..region() };
+    let put = |key: &str, revision: i64| TxnEffect {
+        subs: Vec::new(),
+        revision,
+        changes: vec![pb::Change {
+            key: user_key(key.as_bytes()),
+            create_revision: revision,
+            version: 1,
+            ..Default::default()
+        }],
+    };
+    let parent = RegionData::open(Arc::clone(&db), &whole, Arc::default());
+    parent.apply(&[put("a", 5), put("z", 6)], &[], WriteBatch::default()).expect("applied");
+    // Another region of this store is far ahead.
+    let other = RegionData::open(Arc::clone(&db), &Region { id: 9, start: user_key(b"~"), ..region() }, Arc::default());
+    other.apply(&[put("~", 900)], &[], WriteBatch::default()).expect("applied");
+    parent.on_region(&left);
+    let child = RegionData::open(Arc::clone(&db), &right, Arc::default());
+    child.inherit(&parent);
+    assert_eq!(child.frontier(), 6);
+    drop(child);
+    let child = RegionData::open(Arc::clone(&db), &right, Arc::default());
+    assert_eq!(child.frontier(), 6, "after a restart");
+    child.apply(&[put("y", 7)], &[], WriteBatch::default()).expect("applied");
+    assert_eq!(child.frontier(), 7);
+    drop(child);
+    assert_eq!(RegionData::open(db, &right, Arc::default()).frontier(), 7, "after a restart");
+}
