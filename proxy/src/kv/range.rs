@@ -10,7 +10,7 @@
 //! 4. Put the parts together ([`braid_proto::range`]); the header says R.
 //!
 //! A request that named no revision and is overtaken by a compaction starts again with a new R (rule Q5). Serializable
-//! requests go their own way ([`replicas`]).
+//! requests go their own way (`replicas`).
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Txn: inside one region the region does it all.
 //!
 //! Over several regions the simplest kind, without compares and with nothing but ranges in the branch that runs, is a set
-//! of reads of one snapshot. Everything else is [`crate::transact`]'s.
+//! of reads of one snapshot. Everything else is `transact`'s.
 //! A transaction that touches no key at all is a question for the current revision, which any region answers.
 
 use std::ops::ControlFlow;

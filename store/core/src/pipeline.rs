@@ -20,8 +20,8 @@
 //! 3. Numbers fill the placeholders in results and changes, and the batch's changes become one raft entry.
 //! 4. When the entry is applied its requests are answered and its overlay entries go.
 //!
-//! What transactions over several regions ask of a region goes through the same queue ([`multi`]): their locks stand in
-//! front of evaluations ([`locks`]), and whoever meets one is parked until it goes (rule M2). Such items take no number
+//! What transactions over several regions ask of a region goes through the same queue (`multi`): their locks stand in
+//! front of evaluations (`locks`), and whoever meets one is parked until it goes (rule M2). Such items take no number
 //! here, but for a decision; where nothing that takes one lies before them they are proposed at once.
 //!
 //! Everything belongs to one term (rule O1): losing it answers what certainly did not happen with a refusal, and leaves
