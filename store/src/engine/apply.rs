@@ -52,8 +52,7 @@ impl RegionData {
             }
         }
         let newest = txns.iter().map(|txn| txn.revision).max().unwrap_or(0);
-        self.ceiling.fetch_max(newest, Ordering::SeqCst);
-        if self.inner.read().settled < newest {
+        if self.ceiling.fetch_max(newest, Ordering::SeqCst) < newest {
             rows.mark_applied(newest);
         }
         let mut batch = rows.batch;
@@ -72,7 +71,6 @@ impl RegionData {
 impl Inner {
     /// Returns the keys whose buckets have grown too large.
     fn publish<'c>(&mut self, newest: i64, changes: &[Change<'c>]) -> Vec<&'c [u8]> {
-        self.settled = self.settled.max(newest);
         if changes.is_empty() && newest <= self.published.applied {
             return Vec::new();
         }

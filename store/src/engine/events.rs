@@ -22,7 +22,7 @@ use braid_store_core::view::Damaged;
 use bytes::Bytes;
 
 use super::changes::{Change, ChangeKind};
-use super::key::{self, EVENTS, HISTORY, StoredKey};
+use super::key::{self, EVENTS, HISTORY};
 use super::region::RegionData;
 use super::scan::{Reader, decode_live, superseded_by};
 use super::snapshot::Snapshot;
@@ -97,14 +97,8 @@ impl RegionData {
             return;
         }
         let theirs = std::sync::Arc::clone(&parent.inner.read().published);
-        let settled = parent.inner.read().settled;
         let mut inner = self.inner.write();
         std::sync::Arc::make_mut(&mut inner.published).recent = theirs.recent.clone();
-        // The child's log begins where the parent's was: nothing at or below what that had applied is still to come.
-        inner.settled = inner.settled.max(settled);
-        let row = StoredKey::AppliedMark { region: self.region }.encode();
-        let written = self.db.put_cf(Reader::now(&self.db).family(EVENTS), row, settled.to_be_bytes());
-        written.unwrap_or_else(|error| panic!("{}: what it has applied cannot be written: {error}", self.region));
     }
 }
 

@@ -54,7 +54,7 @@ impl Locks {
         }
     }
 
-    /// The newest revision that no change to come can be at or below: `applied` in the log, unless a transaction holds something
+    /// The newest revision that no change to come can be at or below: `applied`, unless a transaction holds something
     /// here that it may write (rule M7).
     fn frontier(&self, applied: i64) -> i64 {
         let writes = |lock: &&StoredLock| lock.ranges.iter().any(|range| range.exclusive);
@@ -78,7 +78,7 @@ impl RegionData {
 impl Inner {
     /// The newest revision that no change to come can be at or below.
     pub(super) fn frontier(&self) -> i64 {
-        self.locks.frontier(self.settled)
+        self.locks.frontier(self.published.applied)
     }
 
     /// Publishes rows that were written.

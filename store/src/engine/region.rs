@@ -53,9 +53,6 @@ pub struct Inner {
     pub deltas: Option<Deltas>,
     /// Locks and records of transactions over several regions.
     pub locks: Locks,
-    /// Newest revision that this replica knows to have applied in its log. `published.applied` may lie above it: what a
-    /// child of a split begins with is a bound of what it holds, not a promise that nothing below it is still to come.
-    pub settled: i64,
 }
 
 /// The data of one region replica. Reads come from any thread; [`Self::apply`] and [`Self::on_region`] from one at a time.
@@ -84,12 +81,9 @@ impl RegionData {
         let found = events_of(&db, region, &boundary).and_then(|events| Ok((events, Locks::read(&db, region)?)));
         let (events, locks, damage) = match found {
             Ok((events, locks)) => (events, locks, None),
-            Err(damage) => {
-                (Events { newest: 0, mark: 0, settled: None, newborn: false }, Locks::default(), Some(damage))
-            }
+            Err(damage) => (Events { newest: 0, mark: 0, newborn: false }, Locks::default(), Some(damage)),
         };
         let applied = events.newest.max(Revision::INITIAL.0);
-        let settled = events.settled.unwrap_or(applied);
         let published = Published {
             range: region.range(),
             applied,
@@ -101,7 +95,7 @@ impl RegionData {
             db,
             region: region.region_id(),
             boundary,
-            inner: RwLock::new(Inner { published: Arc::new(published), deltas: None, locks, settled }),
+            inner: RwLock::new(Inner { published: Arc::new(published), deltas: None, locks }),
             ceiling: AtomicI64::new(applied.max(events.mark)),
             counting: Mutex::new(()),
             written_bytes: AtomicU64::new(0),
@@ -193,8 +187,6 @@ struct Events {
     /// Newest revision applied, or a bound above it.
     newest: i64,
     mark: i64,
-    /// Newest revision applied for sure, where that is less than `newest` may be.
-    settled: Option<i64>,
     /// No mark spoke of the data before.
     newborn: bool,
 }
@@ -202,14 +194,12 @@ struct Events {
 fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Damaged> {
     let id = region.region_id();
     match (mark_of(db, StoredKey::EventsMark { region: id })?, mark_of(db, StoredKey::AppliedMark { region: id })?) {
-        (Some(mark), newest) => {
-            Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark, settled: newest, newborn: false })
-        }
-        (None, Some(newest)) => Ok(Events { newest, mark: 0, settled: Some(newest), newborn: false }),
+        (Some(mark), newest) => Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark, newborn: false }),
+        (None, Some(newest)) => Ok(Events { newest, mark: 0, newborn: false }),
         // Nothing happened in its range, or all of it below the compaction boundary.
         (None, None) if !has_data(db, region)? => {
             let below = (boundary.get() - 1).max(0);
-            Ok(Events { newest: below, mark: below, settled: None, newborn: false })
+            Ok(Events { newest: below, mark: below, newborn: false })
         }
         // Data of which no mark speaks: the child of a split, opened for the first time. What its range has seen was applied by
         // the parent, and recorded under the parent's id.
@@ -219,7 +209,7 @@ fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Da
             let row = StoredKey::EventsMark { region: id }.encode();
             db.put_cf(events, row, mark.to_be_bytes())
                 .map_err(|error| Damaged(format!("{EVENTS} cannot be written: {error}")))?;
-            Ok(Events { newest: mark, mark, settled: Some(Revision::INITIAL.0), newborn: true })
+            Ok(Events { newest: mark, mark, newborn: true })
         }
     }
 }
