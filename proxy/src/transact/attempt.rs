@@ -1,6 +1,7 @@
 //! One attempt at a transaction: look, lock, decide.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, RangeRequest};
 use braid_proto::key::KeyRange;
@@ -24,6 +25,9 @@ use crate::kv::range::{self, overtaken, snapshot, user_range};
 use crate::kv::unexpected;
 use crate::shared::Shared;
 
+/// How long a guess waits for replicas: without an answer the transaction is looked at as if it did not write.
+const GUESS_PATIENCE: Duration = Duration::from_millis(50);
+
 /// What an evaluation without placeholders of others comes to.
 enum Outcome {
     /// Nothing changes; headers are to be filled with the bound.
@@ -40,7 +44,7 @@ pub async fn run(
 ) -> Result<region_response::Result, Failed> {
     let begun = Instant::now();
     let plan = Plan::of(request);
-    let writes = surely_writes(request) || guess(shared, request, &plan, patience).await;
+    let writes = surely_writes(request) || guess(shared, request, &plan).await;
     // A bound is needed before what is read there, and otherwise by the time of the decision.
     let mut past = Fetched::default();
     let mut taken_before = None;
@@ -109,10 +113,11 @@ pub async fn run(
 /// Whether the transaction will probably change something, going by what any replicas have: the nearest ones, without a
 /// bound and without a common moment. A wrong guess costs time and nothing else: what is guessed to write is evaluated
 /// under its locks, what is guessed not to is evaluated at a bound.
-async fn guess(shared: &Shared, request: &Request, plan: &Plan, patience: Patience) -> bool {
+async fn guess(shared: &Shared, request: &Request, plan: &Plan) -> bool {
     if !plan.past.is_empty() {
         return false;
     }
+    let patience = Patience::within(GUESS_PATIENCE);
     let reads = plan.locks.iter().map(|(span, _)| async move {
         let (key, range_end) = user_range(span);
         let stale = RangeRequest { key, range_end, serializable: true, ..RangeRequest::default() };
