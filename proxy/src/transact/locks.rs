@@ -4,9 +4,9 @@
 //!    key's, is the transaction's record; it names the term of the leader that must take it, because somebody who meets
 //!    another lock first may ask that leader for the record and be told that there is none, which is final.
 //! 2. If somebody is in the way, or that term is not known or over, all is given up and begun again in order: the primary
-//!    first (rule M3), then all others at once; and if somebody is still in the way, what was locked above him is given up,
-//!    and the rest is locked one after the other in key order, waiting. Everybody waits in that order, so no circle of
-//!    waiting can close.
+//!    first (rule M3), then all others at once; and if somebody is still in the way, all is given up once more and locked
+//!    one after the other in key order, waiting. Everybody waits in that order, so no circle of waiting can close. Each
+//!    time under a new id, so that a release that comes late finds nothing.
 //!
 //! Meanwhile the primary is told that somebody is still at work.
 
@@ -89,18 +89,21 @@ impl Locks {
                 locks.hold();
                 return Ok((locks, taken));
             }
-            metrics::counter!("braid_proxy_lock_conflicts_total").increment(1);
-            locks.release(patience).await;
+            locks.conflicted(patience).await;
         }
-        Self::take_in_order(shared, parts, wanted, patience).await
+        match Self::take_primary_first(shared, parts, wanted, patience).await? {
+            Some(taken) => Ok(taken),
+            None => Self::take_in_order(shared, parts, wanted, patience).await,
+        }
     }
 
-    async fn take_in_order(
+    /// The primary, and then all others at once. `None`: somebody is in the way, and all is given up.
+    async fn take_primary_first(
         shared: &Arc<Shared>,
         parts: &[Part],
         wanted: Wanted,
         patience: Patience,
-    ) -> Result<(Self, Vec<Taken>), Failed> {
+    ) -> Result<Option<(Self, Vec<Taken>)>, Failed> {
         let mut locks = Self::new(shared, parts);
         let mut taken = Vec::with_capacity(parts.len());
         let primary = locks.wait_for(&parts[0], wanted, patience).await?;
@@ -117,15 +120,35 @@ impl Locks {
             }
         }
         if taken.len() < parts.len() {
-            metrics::counter!("braid_proxy_lock_conflicts_total").increment(1);
-            let above = parts[taken.len()..].iter().map(|part| part.key().clone()).collect();
-            release(shared, locks.txn, above, patience).await;
-            for part in &parts[taken.len()..] {
-                let lock = locks.wait_for(part, wanted, patience).await?;
-                taken.push(lock);
+            locks.conflicted(patience).await;
+            return Ok(None);
+        }
+        Ok(Some((locks, taken)))
+    }
+
+    /// One after the other, waiting.
+    async fn take_in_order(
+        shared: &Arc<Shared>,
+        parts: &[Part],
+        wanted: Wanted,
+        patience: Patience,
+    ) -> Result<(Self, Vec<Taken>), Failed> {
+        let mut locks = Self::new(shared, parts);
+        let mut taken = Vec::with_capacity(parts.len());
+        for part in parts {
+            taken.push(locks.wait_for(part, wanted, patience).await?);
+            if taken.len() == 1 {
+                locks.hold();
             }
         }
         Ok((locks, taken))
+    }
+
+    /// Somebody is in the way. What is locked next is locked under another id: a release that comes late must not find
+    /// a lock that is needed.
+    async fn conflicted(self, patience: Patience) {
+        metrics::counter!("braid_proxy_lock_conflicts_total").increment(1);
+        self.release(patience).await;
     }
 
     fn new(shared: &Arc<Shared>, parts: &[Part]) -> Self {

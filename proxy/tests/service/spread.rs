@@ -48,7 +48,7 @@ async fn what_changes_nothing_takes_no_lock() {
 }
 
 #[tokio::test]
-async fn a_conflict_gives_up_what_lies_above_it_and_waits_in_key_order() {
+async fn a_conflict_gives_everything_up_and_waits_in_key_order() {
     let cluster = Cluster::local(&["h", "p"]).await;
     let mut client = cluster.client().await;
     cluster.world.script(2, conflict());
@@ -56,8 +56,8 @@ async fn a_conflict_gives_up_what_lies_above_it_and_waits_in_key_order() {
     client.txn(spread).await.expect("served");
     let calls = cluster.world.take_calls();
     assert_eq!(calls[..3], ["s1 r1 lock", "s2 r2 lock", "s3 r3 lock"]);
-    assert_eq!(calls[3..5], ["s2 r2 release", "s3 r3 release"]);
-    assert_eq!(calls[5..], ["s2 r2 lock", "s3 r3 lock", "s1 r1 decide"]);
+    assert_eq!(calls[3..6], ["s1 r1 release", "s2 r2 release", "s3 r3 release"]);
+    assert_eq!(calls[6..], ["s1 r1 lock", "s2 r2 lock", "s3 r3 lock", "s1 r1 decide"]);
 }
 
 #[tokio::test]
