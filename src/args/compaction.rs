@@ -123,7 +123,7 @@ const UNITS: [(&str, u64); 8] = [
 ];
 
 /// Reads numbers with units behind each other: `1h30m`, `1.5h`, `300ms`.
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() || text.is_empty() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::types::{ClusterState, Key, Label, LogFormat, Url};
+use super::types::{ClusterState, Key, Label, LogFormat, NoticeInterval, Url};
 
 /// What every server process has.
 #[derive(Args, Clone, Debug)]
@@ -44,6 +44,16 @@ pub struct ClientArgs {
     /// Most operations in one transaction
     #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_txn_ops: u32,
+
+    /// How often an idle watch that wants progress notices gets one; up to a tenth is added at random
+    #[arg(
+        long,
+        alias = "experimental-watch-progress-notify-interval",
+        value_name = "DURATION",
+        default_value = "10m",
+        allow_hyphen_values = true
+    )]
+    pub watch_progress_notify_interval: NoticeInterval,
 }
 
 /// How a store keeps its data.

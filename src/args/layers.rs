@@ -110,8 +110,16 @@ impl File {
 
 /// Flags and clap ids of the settings that a file may hold.
 fn settings(role: &Command) -> Vec<(String, String)> {
+    let names = |arg: &clap::Arg| {
+        arg.get_long_and_visible_aliases()
+            .into_iter()
+            .flatten()
+            .chain(arg.get_all_aliases().into_iter().flatten())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     role.get_arguments()
-        .filter_map(|arg| Some((arg.get_long()?.to_owned(), arg.get_id().to_string())))
+        .flat_map(|arg| names(arg).into_iter().map(|name| (name, arg.get_id().to_string())))
         .filter(|(flag, _)| flag != "help" && flag != "config-file")
         .collect()
 }

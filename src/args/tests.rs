@@ -78,6 +78,18 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn the_interval_of_watch_notices_has_both_of_etcds_names() {
+    let interval = |text: &str| server(text).client.watch_progress_notify_interval.0.as_millis();
+    assert_eq!(interval("server"), 600_000);
+    assert_eq!(interval("server --watch-progress-notify-interval 5s"), 5_000);
+    assert_eq!(interval("server --experimental-watch-progress-notify-interval=250ms"), 250);
+    let (_dir, path) = file("experimental-watch-progress-notify-interval = \"7s\"\n");
+    assert_eq!(interval(&format!("server --config-file {}", path.display())), 7_000);
+    let error = must_refuse("server --watch-progress-notify-interval 1ms");
+    assert!(error.contains("too short; notices come every 100ms at most"), "{error}");
+}
+
+#[test]
 fn every_flag_of_every_role_has_its_variable() {
     let command = layers::with_environment(command());
     for role in ["dev", "server", "placement", "store", "proxy", "admin"] {

@@ -2,12 +2,18 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use braid_proto::address::{AddressError, host_port};
+use braid_proxy::config::WATCH_PROGRESS_INTERVAL;
 use bytes::Bytes;
 use clap::ValueEnum;
 
+use super::compaction::duration;
 use crate::key_text::{self, KeyTextError};
+
+/// etcd's least time between two progress notices.
+const NOTICE_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// `http://host:port`, as etcd's URL flags have it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +111,36 @@ impl<const PREFIX: char> FromStr for Id<PREFIX> {
     }
 }
 
+/// `--watch-progress-notify-interval`: a duration; etcd's default where it is 0 or less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoticeInterval(pub Duration);
+
+/// Why a text is no interval between notices.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoticeIntervalError {
+    /// It is no duration.
+    #[error("{0:?} is no duration, such as 5s or 1m30s")]
+    NoDuration(String),
+    /// Notices so often would be a load of their own.
+    #[error("{0:?} is too short; notices come every 100ms at most")]
+    TooShort(String),
+}
+
+impl FromStr for NoticeInterval {
+    type Err = NoticeIntervalError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (is_negative, length) = text.strip_prefix('-').map_or((false, text), |length| (true, length));
+        let zero = (length == "0").then_some(Duration::ZERO);
+        match zero.or_else(|| duration(length)) {
+            None => Err(NoticeIntervalError::NoDuration(text.to_owned())),
+            Some(length) if is_negative || length.is_zero() => Ok(Self(WATCH_PROGRESS_INTERVAL)),
+            Some(length) if length < NOTICE_INTERVAL_MIN => Err(NoticeIntervalError::TooShort(text.to_owned())),
+            Some(length) => Ok(Self(length)),
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -151,6 +187,18 @@ mod tests {
         assert_eq!("7".parse::<Id<'r'>>().unwrap(), Id(7));
         for bad in ["s7", "0", "", "r", "-1"] {
             assert!(bad.parse::<Id<'r'>>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn notices_have_etcds_intervals() {
+        let read = |text: &str| text.parse::<NoticeInterval>().map(|interval| interval.0.as_millis());
+        for (text, millis) in [("100ms", 100), ("1m30s", 90_000), ("0", 600_000), ("0s", 600_000), ("-5s", 600_000)] {
+            assert_eq!(read(text), Ok(millis), "{text}");
+        }
+        assert_eq!(read("99ms"), Err(NoticeIntervalError::TooShort("99ms".to_owned())));
+        for text in ["", "5", "often", "-"] {
+            assert_eq!(read(text), Err(NoticeIntervalError::NoDuration(text.to_owned())));
         }
     }
 

@@ -78,6 +78,7 @@ impl ProxyPart {
             peer_urls: texts(&identity.peer_urls),
             max_request_bytes: client.max_request_bytes as usize,
             max_txn_ops: client.max_txn_ops as usize,
+            watch_progress_interval: client.watch_progress_notify_interval.0,
             quota_bytes: beside.quota_bytes,
             db_bytes: Arc::new(move || used_bytes.iter().map(|used| used()).sum()),
             metrics: process.render(),
