@@ -43,6 +43,10 @@ errors! {
     NO_SPACE = ResourceExhausted "mvcc: database space exceeded";
     /// The lease of a put does not exist.
     LEASE_NOT_FOUND = NotFound "requested lease not found";
+    /// The lease id of a grant is in use.
+    LEASE_EXISTS = FailedPrecondition "lease already exists";
+    /// More than 9,000,000,000 seconds.
+    LEASE_TTL_TOO_LARGE = OutOfRange "too large lease TTL";
     /// Larger than `--max-request-bytes`.
     REQUEST_TOO_LARGE = InvalidArgument "request is too large";
     /// Too much is in flight already.

@@ -29,6 +29,25 @@ pub fn strip_user(internal: &Bytes) -> Option<Bytes> {
     (internal.first() == Some(&TAG_USER)).then(|| internal.slice(1..))
 }
 
+/// The internal key of the record of lease `id`.
+pub fn lease_key(id: i64) -> Bytes {
+    let mut internal = BytesMut::with_capacity(9);
+    internal.put_u8(TAG_LEASE);
+    internal.put_i64(id);
+    internal.freeze()
+}
+
+/// The lease whose record lies at an internal key; `None`: it holds something else.
+pub fn lease_of(internal: &[u8]) -> Option<i64> {
+    let (tag, id) = internal.split_first()?;
+    (*tag == TAG_LEASE).then(|| id.try_into().ok().map(i64::from_be_bytes)).flatten()
+}
+
+/// The records of all leases.
+pub fn all_leases() -> KeyRange {
+    KeyRange { start: Bytes::from_static(&[TAG_LEASE]), end: Bytes::from_static(&[TAG_LEASE + 1]) }
+}
+
 /// A half-open range of internal keys: `start` included, `end` excluded, an empty `end` is unbounded.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Hash)]
 pub struct KeyRange {
@@ -105,6 +124,16 @@ mod tests {
         assert_eq!(KeyRange::user(b"a", b"\0"), range(" a", "!"));
         assert!(KeyRange::user(b"c", b"a").is_empty());
         assert!(!KeyRange::user(b"\0", b"\0").is_empty());
+    }
+
+    #[test]
+    fn records_of_leases_lie_before_user_data() {
+        for id in [1, -1, i64::MIN, i64::MAX] {
+            assert!(all_leases().contains(&lease_key(id)));
+            assert!(lease_key(id) < user_key(b""));
+            assert_eq!(lease_of(&lease_key(id)), Some(id));
+        }
+        assert_eq!(lease_of(&user_key(b"12345678")), None);
     }
 
     #[test]

@@ -90,7 +90,18 @@ impl RegionService for LocalRegions {
             Some(region_request::Op::Hash(request)) => {
                 Box::pin(hash::serve(Arc::clone(&self.regions), region, request, epoch, timeout))
             }
-            None => ready(refusal(busy("the request names no operation this version knows"))),
+            Some(
+                region_request::Op::GrantLease(_)
+                | region_request::Op::KeepLease(_)
+                | region_request::Op::RevokeLease(_)
+                | region_request::Op::LeaseState(_)
+                | region_request::Op::RegisterLease(_)
+                | region_request::Op::ListLeases(_)
+                | region_request::Op::AttachLease(_)
+                | region_request::Op::AttachedKeys(_)
+                | region_request::Op::DetachLease(_),
+            )
+            | None => ready(refusal(busy("the request names no operation this version knows"))),
         }
     }
 }

@@ -210,6 +210,7 @@ impl Locks {
             puts: wanted.puts,
             primary_region: beside.0,
             primary_term: beside.1,
+            attaches: Vec::new(),
         });
         let within = |range: &KeyRange| part.lies_in(range);
         // Kind::Write: a second lock of the same transaction would wait for the first.

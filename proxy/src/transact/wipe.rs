@@ -72,7 +72,12 @@ fn shares(taken: &[Taken], counts: &[i64]) -> Result<Vec<Share>, Failed> {
     for (lock, count) in taken.iter().zip(counts) {
         let mut share = Share { key: lock.key.clone(), token: Some(lock.token), ..Share::default() };
         if *count > 0 {
-            let wipe = |range: &KeyRange| Wipe { start: range.start.clone(), end: range.end.clone(), first_sub: first };
+            let wipe = |range: &KeyRange| Wipe {
+                start: range.start.clone(),
+                end: range.end.clone(),
+                first_sub: first,
+                lease: 0,
+            };
             share.wipes = lock.ranges.iter().map(wipe).collect();
         }
         shares.push(share);

@@ -696,7 +696,7 @@ impl<R, W> Pipeline<R, W> {
     fn number(&mut self, batch: Batch<R>, block: Block, term: Term, effects: &mut Vec<Effect<R, W>>) {
         let mut counter = block.base;
         let version = self.region.region_epoch().version;
-        let mut entry = RegionEntry { term: term.0, version, txns: Vec::new(), locks: Vec::new() };
+        let mut entry = RegionEntry { term: term.0, version, ..RegionEntry::default() };
         let mut in_flight = EntryInFlight {
             id: EntryId(self.id()),
             term,

@@ -151,7 +151,7 @@ impl Coordinator {
     /// Locks a part. False: it is refused.
     pub async fn try_lock(&mut self, part: usize) -> bool {
         match self.world.ask_once(&self.anchor(part), self.lock_op(part, true), LIMIT).await {
-            region_response::Result::Lock(LockResponse { conflict: false, token: Some(token), data }) => {
+            region_response::Result::Lock(LockResponse { conflict: false, token: Some(token), data, .. }) => {
                 self.taken.insert(part, Taken { token, data });
                 true
             }
@@ -307,7 +307,8 @@ impl Coordinator {
         let ranges = ranges.into_iter().map(locked).collect();
         let (primary_region, primary_term) = if part == 0 { self.beside } else { (0, 0) };
         let (txn, primary, puts) = (Some(self.txn), self.anchor(0), true);
-        let lock = LockRequest { txn, primary, ranges, reads, wait, puts, primary_region, primary_term };
+        let attaches = Vec::new();
+        let lock = LockRequest { txn, primary, ranges, reads, wait, puts, primary_region, primary_term, attaches };
         region_request::Op::Lock(lock)
     }
 
@@ -349,7 +350,7 @@ impl Coordinator {
                 if let (Some(range), Some(wiped)) = (ranges.get(2), taken.data.get(2)) {
                     assert_eq!(wiped.count, self.parts[part].wipes as i64, "{}: keys to wipe", self.name);
                     let (start, end) = (range.start.clone(), range.end.clone());
-                    share.wipes = vec![Wipe { start, end, first_sub: next(wiped.count as usize) }];
+                    share.wipes = vec![Wipe { start, end, first_sub: next(wiped.count as usize), lease: 0 }];
                 }
                 share
             })

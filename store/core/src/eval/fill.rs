@@ -19,6 +19,10 @@ pub fn fill(response: &mut region_response::Result, lookup: &dyn Fn(u64) -> i64,
         region_response::Result::Txn(response) => fill.txn(response),
         region_response::Result::Lock(response) => fill.lock(response),
         region_response::Result::Decide(response) => fill.revision(&mut response.revision),
+        region_response::Result::GrantLease(response) => fill.revision(&mut response.revision),
+        region_response::Result::RevokeLease(response) => fill.revision(&mut response.revision),
+        region_response::Result::AttachedKeys(response) => fill.revision(&mut response.revision),
+        region_response::Result::DetachLease(response) => fill.revision(&mut response.revision),
         // Nothing in them depends on a number.
         region_response::Result::Refusal(_)
         | region_response::Result::Error(_)
@@ -27,6 +31,11 @@ pub fn fill(response: &mut region_response::Result, lookup: &dyn Fn(u64) -> i64,
         | region_response::Result::Outcome(_)
         | region_response::Result::Hold(_)
         | region_response::Result::Frontier(_)
+        | region_response::Result::KeepLease(_)
+        | region_response::Result::LeaseState(_)
+        | region_response::Result::RegisterLease(_)
+        | region_response::Result::ListLeases(_)
+        | region_response::Result::AttachLease(_)
         | region_response::Result::Hash(_) => {}
     }
 }

@@ -293,7 +293,7 @@ impl<R, W> Pipeline<R, W> {
         let lock = Lock::new(row.clone(), seq);
         let written = LockRow { key: lock.row_key(), token: Some(token), lock: Some(row) };
         self.locks.insert(lock);
-        let response = LockResponse { conflict: false, token: Some(token), data };
+        let response = LockResponse { token: Some(token), data, ..LockResponse::default() };
         let item = self.item(to, region_response::Result::Lock(response), seq);
         self.push_item(Item { locks: vec![written], ..item });
         Ok(())
