@@ -36,12 +36,13 @@ impl Address {
 
     /// Connects now.
     pub async fn connect(&self) -> anyhow::Result<Kv> {
-        let channel = self
-            .endpoint()
-            .connect()
-            .await
-            .map_err(|error| anyhow::anyhow!("cannot connect to {self}: {}", root_cause(&error)))?;
-        Ok(unlimited(channel))
+        Ok(unlimited(self.channel().await?))
+    }
+
+    /// Connects now, for any service.
+    pub async fn channel(&self) -> anyhow::Result<Channel> {
+        let connected = self.endpoint().connect().await;
+        connected.map_err(|error| anyhow::anyhow!("cannot connect to {self}: {}", root_cause(&error)))
     }
 
     /// Connects at the first call, and again after every lost connection. Must be called inside a runtime.

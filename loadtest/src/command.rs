@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::client::Address;
 use crate::loader::Loader;
 use crate::session::Policy;
+use crate::watch::ShapeChange;
 
 mod compare;
 mod differential;
@@ -68,6 +69,34 @@ struct Endpoints {
     /// Endpoints, separated by commas; all are used in turn
     #[arg(long, value_name = "URL,..", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
     endpoints: Vec<Address>,
+}
+
+/// Shape of the watches; the default depends on the workload and is part of the report.
+#[derive(Debug, Clone, Copy, Args)]
+struct WatchShape {
+    /// Watch streams that all watches share [default: 10; 100 where each watch has its own key]
+    #[arg(long, value_name = "N")]
+    watch_streams: Option<usize>,
+    /// TCP connections that the watch streams share [default: 10]
+    #[arg(long, value_name = "N")]
+    watch_connections: Option<usize>,
+    /// Writers, each with one put in flight [default: 64]
+    #[arg(long, value_name = "N")]
+    writers: Option<usize>,
+    /// Closed loop: puts that the slowest watch may be behind [default: 256]
+    #[arg(long, value_name = "N")]
+    ahead: Option<usize>,
+}
+
+impl WatchShape {
+    fn change(self) -> ShapeChange {
+        ShapeChange {
+            streams: self.watch_streams,
+            connections: self.watch_connections,
+            writers: self.writers,
+            ahead: self.ahead,
+        }
+    }
 }
 
 /// Form of the result on standard output.

@@ -1,8 +1,8 @@
 //! Two systems side by side on one machine, on the same work.
 //!
 //! 1. Both clusters run all the time and hold the same keys, so that each pays for the other's idle work alike.
-//! 2. A row is one workload at one number of clients. It is measured A B A B …, so that whatever the machine does
-//!    meanwhile hits both.
+//! 2. A row is one workload at one number of clients. It is measured on A, then on B; a round does so with every row. So
+//!    whatever the machine does meanwhile hits both sides, and rows can be compared with each other too.
 //! 3. A row's figures are medians over its rounds; its ratio is the median of the rounds' ratios, with the lowest and the
 //!    highest.
 
@@ -18,21 +18,38 @@ use serde::Serialize;
 use crate::cluster::{Binary, Cluster, Setup};
 use crate::keys::{Distribution, KeySpace};
 use crate::loader::Loader;
+use crate::measure::Measure;
 use crate::progress;
 use crate::report::Report;
-use crate::runner::{self, Plan};
+use crate::runner::Plan;
 use crate::session::Policy;
+use crate::watch::{Scenario, ShapeChange};
 use crate::workload::Workload;
 
 pub mod table;
 
-/// One workload at one number of clients, written `put:64`.
+/// One workload at one number, written `put:64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// The workload.
-    pub workload: Workload,
-    /// Its clients.
-    pub clients: usize,
+    pub measure: Measure,
+    /// Its clients, or its watches; of the watch latencies the puts per second.
+    pub number: usize,
+}
+
+/// Watches of the rows that measure latencies.
+const LATENCY_WATCHES: usize = 10;
+
+impl Row {
+    /// Clients or watches, and the rate.
+    fn load(self) -> (usize, Option<f64>) {
+        match self.measure {
+            Measure::Watch(Scenario::Latency | Scenario::LatencyEverything) => {
+                (LATENCY_WATCHES, Some(self.number as f64))
+            }
+            _ => (self.number, None),
+        }
+    }
 }
 
 impl FromStr for Row {
@@ -40,15 +57,15 @@ impl FromStr for Row {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?}: a row looks like put:64");
-        let (workload, clients) = text.split_once(':').ok_or_else(wrong)?;
-        let clients = clients.parse().ok().filter(|&clients| clients > 0).ok_or_else(wrong)?;
-        Ok(Self { workload: workload.parse()?, clients })
+        let (measure, number) = text.split_once(':').ok_or_else(wrong)?;
+        let number = number.parse().ok().filter(|&number| number > 0).ok_or_else(wrong)?;
+        Ok(Self { measure: measure.parse()?, number })
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.workload, self.clients)
+        write!(f, "{}:{}", self.measure, self.number)
     }
 }
 
@@ -57,8 +74,8 @@ impl fmt::Display for Row {
 pub struct Options {
     /// The two programs; the ratio is the first one's figure over the second one's.
     pub binaries: [Binary; 2],
-    /// How each cluster is set up.
-    pub setup: Setup,
+    /// How the two clusters are set up.
+    pub setups: [Setup; 2],
     /// The rows.
     pub rows: Vec<Row>,
     /// How often each row is measured on each side.
@@ -75,6 +92,8 @@ pub struct Options {
     pub threads: usize,
     /// Seed of keys and values.
     pub seed: u64,
+    /// What differs from the usual shape of watches.
+    pub shape: ShapeChange,
 }
 
 /// How long a cluster may take until it answers.
@@ -180,10 +199,10 @@ pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyh
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut clusters = Vec::new();
     let mut loaded = Vec::new();
-    for binary in &options.binaries {
+    for (binary, setup) in options.binaries.iter().zip(&options.setups) {
         let home = folder.join(binary.system.to_string());
         std::fs::create_dir(&home).with_context(|| format!("cannot create the folder {}", home.display()))?;
-        let mut cluster = Cluster::start(binary, &options.setup, &home)?;
+        let mut cluster = Cluster::start(binary, setup, &home)?;
         runtime.block_on(cluster.ready(READY))?;
         tell(&format!("{}: {} members are ready", cluster.system, cluster.members.len()));
         clusters.push(cluster);
@@ -193,10 +212,13 @@ pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyh
         tell(&format!("{}: {} keys loaded, {filled:.0} puts/s", cluster.system, options.keys.count));
         loaded.push(Footprint::of(cluster)?);
     }
-    let mut rows = Vec::new();
-    for &row in &options.rows {
-        rows.push(measure_row(options, row, &clusters, &mut tell)?);
+    let mut rounds = vec![Vec::new(); options.rows.len()];
+    for round in 1..=options.rounds {
+        for (&row, rounds) in options.rows.iter().zip(&mut rounds) {
+            rounds.push(measure(options, row, round, &clusters, &mut tell)?);
+        }
     }
+    let rows = options.rows.iter().zip(rounds).map(|(&row, rounds)| summarize(row, rounds)).collect();
     let side = |number: usize| -> anyhow::Result<Side> {
         Ok(Side {
             name: clusters[number].system.to_string(),
@@ -207,7 +229,7 @@ pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyh
     };
     Ok(Outcome {
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        members: options.setup.members,
+        members: clusters[0].members.len(),
         keys: options.keys.count,
         value_bytes: options.keys.value_bytes,
         sides: [side(0)?, side(1)?],
@@ -225,40 +247,37 @@ async fn fill(options: &Options, cluster: &Cluster) -> anyhow::Result<f64> {
     Ok(loaded.puts_per_second)
 }
 
-fn measure_row(
+/// Measures one row once on each side.
+fn measure(
     options: &Options,
     row: Row,
+    round: usize,
     clusters: &[Cluster],
     tell: &mut impl FnMut(&str),
-) -> anyhow::Result<RowOutcome> {
-    let mut rounds = Vec::new();
-    for round in 1..=options.rounds {
-        let mut measure = |number: usize| -> anyhow::Result<Report> {
-            let cluster = &clusters[number];
-            let plan = plan(options, row, round as u64, cluster);
-            let bar = progress::timing(&format!("{row} {}", cluster.system), options.duration);
-            let report = runner::run(&plan, &bar);
-            let report = report.with_context(|| format!("{row} on {}", cluster.system))?;
-            bar.finish_and_clear();
-            let (rate, p50) = (report.operations_per_second, report.latency.p50_us / 1e3);
-            tell(&format!("{row} {round}/{} {}: {rate:.0}/s, p50 {p50:.2} ms", options.rounds, cluster.system));
-            Ok(report)
-        };
-        rounds.push([measure(0)?, measure(1)?]);
-    }
-    Ok(summarize(row, rounds))
+) -> anyhow::Result<[Report; 2]> {
+    let mut side = |cluster: &Cluster| -> anyhow::Result<Report> {
+        let bar = progress::timing(&format!("{row} {}", cluster.system), options.duration);
+        let report = row.measure.run(&plan(options, row, round as u64, cluster), options.shape, &bar);
+        let report = report.with_context(|| format!("{row} on {}", cluster.system))?;
+        bar.finish_and_clear();
+        let (rate, p50) = (report.operations_per_second, report.latency.p50_us / 1e3);
+        tell(&format!("{row} {round}/{} {}: {rate:.0}/s, p50 {p50:.2} ms", options.rounds, cluster.system));
+        Ok(report)
+    };
+    Ok([side(&clusters[0])?, side(&clusters[1])?])
 }
 
 fn plan(options: &Options, row: Row, round: u64, cluster: &Cluster) -> Plan {
+    let (clients, rate) = row.load();
     Plan {
-        workload: row.workload,
+        workload: Workload::Put,
         endpoints: cluster.endpoints(),
-        clients: row.clients,
+        clients,
         connections: options.connections,
         threads: options.threads,
         warmup: options.warmup,
         duration: options.duration,
-        rate: None,
+        rate,
         keys: options.keys.clone(),
         distribution: Distribution::Uniform,
         // Both sides get the same keys in a round, and other ones in the next.

@@ -61,6 +61,16 @@ impl KeySpace {
         out.freeze()
     }
 
+    /// Flags with which an empty braid cluster cuts these keys evenly into regions.
+    pub fn split_flags(&self, regions: u64) -> Vec<String> {
+        let cut = |part: u64| (u128::from(self.count) * u128::from(part) / u128::from(regions)) as u64;
+        let cuts: Vec<_> = (1..regions).map(|part| format!("{}{:0DIGITS$}", self.prefix, cut(part))).collect();
+        match cuts.is_empty() {
+            true => Vec::new(),
+            false => vec!["--initial-split-keys".into(), cuts.join(",")],
+        }
+    }
+
     /// How many keys of the key space (or others under its prefix) the cluster holds.
     pub async fn present(&self, pool: &Pool) -> anyhow::Result<u64> {
         let prefix = Bytes::copy_from_slice(self.prefix.as_bytes());
@@ -123,6 +133,11 @@ impl Picker {
 
     /// The next key to touch.
     pub fn key(&mut self) -> Bytes {
+        self.numbered_key().1
+    }
+
+    /// The next key to touch, with its number.
+    pub fn numbered_key(&mut self) -> (u64, Bytes) {
         let number = match self.distribution {
             Distribution::Uniform => self.random.below(self.space.count),
             Distribution::Sequential => {
@@ -131,7 +146,7 @@ impl Picker {
                 number
             }
         };
-        self.cut(number)
+        (number, self.cut(number))
     }
 
     /// The key that this worker alone writes, as long as there are at least as many keys as workers. Own keys are
@@ -215,6 +230,13 @@ mod tests {
         let mut picker = Picker::new(&space(1_000_000), Distribution::Sequential, 1, 0, 1);
         let keys: Vec<_> = (0..2 * PIECE_BYTES / 16).map(|_| picker.key()).collect();
         assert!(keys.windows(2).all(|pair| pair[0] < pair[1] && pair[1].len() == 16));
+    }
+
+    #[test]
+    fn regions_are_cut_at_keys() {
+        assert_eq!(space(100).split_flags(1), Vec::<String>::new());
+        let want = ["--initial-split-keys", "bench/0000000025,bench/0000000050,bench/0000000075"];
+        assert_eq!(space(100).split_flags(4), want);
     }
 
     #[test]

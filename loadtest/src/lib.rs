@@ -6,10 +6,11 @@
 //! | fill a cluster | `dataset` (Kubernetes-like objects), `keys` (numbered keys), `loader` |
 //! | read a data set back | `verify` |
 //! | measure | `workload`, `runner`, `histogram`, `resources`, `report`; `compare` for two systems side by side |
+//! | measure watches | `watch`: events per second, latency, memory, catch-up, idle regions; `measure` names every row |
 //! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
 //! | compare a server with etcd's semantics | `model` (what must be answered), `differential` (random programs) |
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
-//! | watch the disk under compaction | `overwrite` (the same keys, at a fixed rate) |
+//! | watch the disk under compaction | `overwrite` (the same keys, at a fixed rate); `metrics` reads servers' pages |
 //! | judge transactions | `linear` (strict serializability of everything that is asked) |
 //!
 //! `command` holds one file for each subcommand of the `loadtest` program; everything else is as usable from tests.
@@ -27,6 +28,8 @@ pub mod history;
 pub mod keys;
 pub mod linear;
 pub mod loader;
+pub mod measure;
+pub mod metrics;
 pub mod model;
 pub mod overwrite;
 pub mod process;
@@ -37,5 +40,6 @@ pub mod resources;
 pub mod runner;
 pub mod session;
 pub mod verify;
+pub mod watch;
 pub mod workload;
 pub mod writer;

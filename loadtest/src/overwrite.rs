@@ -17,8 +17,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use braid_proto::etcd::etcdserverpb::PutRequest;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -26,6 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::client::Address;
 use crate::cluster::{Binary, Cluster, Setup};
 use crate::histogram::{Latencies, Summary};
+use crate::metrics::Page;
 use crate::random::Random;
 use crate::resources;
 
@@ -200,38 +199,11 @@ impl Counters {
     async fn read(endpoints: &[Address]) -> anyhow::Result<Self> {
         let mut all = Self::default();
         for endpoint in endpoints {
-            let page = metrics(endpoint).await.with_context(|| format!("{endpoint} has no metrics page"))?;
-            all.rows += sum(&page, "braid_history_rows_dropped_total");
-            all.passes += sum(&page, "braid_history_passes_total");
-            all.compacted = all.compacted.max(sum(&page, "braid_store_compaction_boundary"));
+            let page = Page::read(endpoint).await.with_context(|| format!("{endpoint} has no metrics page"))?;
+            all.rows += page.sum("braid_history_rows_dropped_total");
+            all.passes += page.sum("braid_history_passes_total");
+            all.compacted = all.compacted.max(page.sum("braid_store_compaction_boundary"));
         }
         Ok(all)
-    }
-}
-
-/// A server's metrics page. HTTP/1.0, so that the answer ends with the connection.
-async fn metrics(endpoint: &Address) -> anyhow::Result<String> {
-    let host = endpoint.url().trim_start_matches("http://");
-    let mut stream = TcpStream::connect(host).await?;
-    stream.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes()).await?;
-    let mut page = String::new();
-    timeout(PUT_TIMEOUT, stream.read_to_string(&mut page)).await??;
-    Ok(page)
-}
-
-/// The values of a metric, whatever its labels, added up.
-fn sum(page: &str, name: &str) -> u64 {
-    let lines = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_are_added_up_over_their_labels_and_not_taken_for_others() {
-        let page = "# TYPE a counter\na{family=\"x\"} 3\na{family=\"y\"} 4\na_total 100\nb 5\n";
-        assert_eq!((sum(page, "a"), sum(page, "b"), sum(page, "c")), (7, 5, 0));
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::histogram::{Latencies, Summary};
 use crate::runner::{Measured, Plan};
+use crate::watch::{self, Shape};
 use crate::workload::Kind;
 
 /// The figures of one run.
@@ -45,6 +46,20 @@ pub struct Report {
     pub client_cpu_us_per_operation: f64,
     /// CPU time of the server processes for each operation, if any were named.
     pub server_cpu_us_per_operation: Option<f64>,
+    /// Watches: operations are the events delivered, `clients` are the watches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watching: Option<Watching>,
+}
+
+/// What is said about watches only.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Watching {
+    /// How the load was put together.
+    pub shape: Shape,
+    /// Puts acknowledged per second, warm-up included.
+    pub puts_per_second: f64,
+    /// Puts whose events every watch was shown to have seen once and in order.
+    pub puts_checked: u64,
 }
 
 impl Report {
@@ -71,6 +86,7 @@ impl Report {
             lateness: plan.rate.map(|_| measured.lateness.summary()),
             client_cpu_us_per_operation: per_operation(client_cpu),
             server_cpu_us_per_operation: server_cpu.map(per_operation),
+            watching: None,
         }
     }
 
@@ -84,10 +100,22 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { workload, clients, connections, keys, value_bytes, seconds, .. } = self;
         let pace = self.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("{rate} operations/s scheduled"));
-        writeln!(f, "{workload}: {clients} clients on {connections} connections, {pace}, {seconds:.1} s")?;
+        match &self.watching {
+            None => writeln!(f, "{workload}: {clients} clients on {connections} connections, {pace}, {seconds:.1} s")?,
+            Some(Watching { shape, .. }) => {
+                writeln!(f, "{workload}: {shape}, {}, {seconds:.1} s", watch::pace(shape, self.rate))?;
+            }
+        }
         writeln!(f, "{keys} keys, values of {value_bytes} bytes")?;
         writeln!(f)?;
-        writeln!(f, "operations      {} ({:.0}/s)", self.operations, self.operations_per_second)?;
+        match &self.watching {
+            None => writeln!(f, "operations      {} ({:.0}/s)", self.operations, self.operations_per_second)?,
+            Some(Watching { puts_per_second, puts_checked, .. }) => {
+                writeln!(f, "events          {} ({:.0}/s)", self.operations, self.operations_per_second)?;
+                writeln!(f, "puts            {puts_per_second:.0}/s")?;
+                writeln!(f, "checked         {puts_checked} puts: every watch saw its own once, in order")?;
+            }
+        }
         writeln!(f, "client CPU      {:.1} us per operation", self.client_cpu_us_per_operation)?;
         if let Some(cpu) = self.server_cpu_us_per_operation {
             writeln!(f, "server CPU      {cpu:.1} us per operation")?;

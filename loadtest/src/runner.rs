@@ -31,7 +31,8 @@ use crate::workload::Workload;
 mod worker;
 
 pub use worker::Measured;
-use worker::{Clock, Share};
+use worker::Share;
+pub(crate) use worker::{Clock, Schedule};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -63,7 +64,7 @@ pub struct Plan {
 }
 
 /// Latency of an operation that is not done this long after the end is unknown.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// How often the progress bar moves.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -110,7 +111,7 @@ pub fn run(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
         let measured = wait_until_ready(&all_ready, threads).and_then(|()| {
             let clock = Clock::from_now(plan.warmup, plan.duration);
             go.send_replace(Some(clock));
-            follow(plan, clock, &done, bar)
+            follow(&plan.servers, clock, bar, || done.load(Ordering::Relaxed))
         });
         // Without a clock the workers end: they see the sender go.
         drop(go);
@@ -121,38 +122,52 @@ pub fn run(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
                 Err(_) => anyhow::bail!("a client thread panicked"),
             }
         }
-        let (client_cpu, server_cpu) = measured?;
+        let Observed { client_cpu, server_cpu, .. } = measured?;
         Ok(Report::new(plan, sum, client_cpu, server_cpu))
     })
 }
 
-fn wait_until_ready(all_ready: &mpsc::Receiver<()>, threads: usize) -> anyhow::Result<()> {
+pub(crate) fn wait_until_ready(all_ready: &mpsc::Receiver<()>, threads: usize) -> anyhow::Result<()> {
     // A thread that fails drops its sender without a word; its error comes with the join.
     (0..threads).try_for_each(|_| all_ready.recv()).context("a client could not get ready")
 }
 
-/// Waits until the window is over; gives the CPU time that this process and the servers used in it.
-fn follow(
-    plan: &Plan,
+/// What was seen from outside in the window.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Observed {
+    /// How far the caller's counter moved.
+    pub(crate) done: u64,
+    /// CPU time of this process.
+    pub(crate) client_cpu: Duration,
+    /// CPU time of the servers, if any were named.
+    pub(crate) server_cpu: Option<Duration>,
+}
+
+/// Waits until the window is over; reads `done` and the CPU time that this process and the servers use at both its ends.
+pub(crate) fn follow(
+    servers: &[u32],
     clock: Clock,
-    done: &AtomicU64,
     bar: &ProgressBar,
-) -> anyhow::Result<(Duration, Option<Duration>)> {
-    let cpu = || -> anyhow::Result<(Duration, Duration)> {
-        Ok((resources::cpu_time(std::process::id())?, resources::cpu_time_of_all(&plan.servers)?))
+    done: impl Fn() -> u64,
+) -> anyhow::Result<Observed> {
+    let read = || -> anyhow::Result<(u64, Duration, Duration)> {
+        Ok((done(), resources::cpu_time(std::process::id())?, resources::cpu_time_of_all(servers)?))
     };
     sleep_until(clock.window_start);
-    let before = cpu()?;
+    let before = read()?;
     while Instant::now() + PROGRESS < clock.end {
         thread::sleep(PROGRESS);
         let elapsed = clock.window_start.elapsed();
         bar.set_position(elapsed.as_millis() as u64);
-        bar.set_prefix(format!("{:.0}/s", done.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64()));
+        bar.set_prefix(format!("{:.0}/s", done().saturating_sub(before.0) as f64 / elapsed.as_secs_f64()));
     }
     sleep_until(clock.end);
-    let after = cpu()?;
-    let servers = (!plan.servers.is_empty()).then(|| after.1.saturating_sub(before.1));
-    Ok((after.0.saturating_sub(before.0), servers))
+    let after = read()?;
+    Ok(Observed {
+        done: after.0.saturating_sub(before.0),
+        client_cpu: after.1.saturating_sub(before.1),
+        server_cpu: (!servers.is_empty()).then(|| after.2.saturating_sub(before.2)),
+    })
 }
 
 fn sleep_until(instant: Instant) {

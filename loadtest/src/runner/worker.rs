@@ -44,7 +44,7 @@ impl Clock {
     }
 
     /// Whether an instant is in the window.
-    fn counts(&self, instant: Instant) -> bool {
+    pub fn counts(&self, instant: Instant) -> bool {
         (self.window_start..self.end).contains(&instant)
     }
 }
@@ -168,15 +168,16 @@ impl Share<'_> {
 
 /// When a worker of an open loop starts its operations.
 #[derive(Debug, Clone, Copy)]
-struct Schedule {
+pub struct Schedule {
     /// Start of the first one, after the start of the run: workers take turns.
-    offset: Duration,
+    pub offset: Duration,
     /// From one start to the next.
-    interval: Duration,
+    pub interval: Duration,
 }
 
 impl Schedule {
-    fn new(rate: f64, number: usize, clients: usize) -> Self {
+    /// The schedule of one of `clients` workers that start `rate` operations a second together.
+    pub fn new(rate: f64, number: usize, clients: usize) -> Self {
         let between_starts = 1.0 / rate;
         Self {
             offset: Duration::from_secs_f64(between_starts * number as f64),
