@@ -41,7 +41,7 @@ impl State {
         });
         let data = data.collect();
         self.locks.push(Held { txn: request.txn, token, ranges });
-        region_response::Result::Lock(LockResponse { conflict: false, token: Some(token), data })
+        region_response::Result::Lock(LockResponse { conflict: false, token: Some(token), data, unattached: Vec::new() })
     }
 
     pub(super) fn release(&mut self, region: u64, txn: Option<TxnId>) {

@@ -301,6 +301,15 @@ fn op_name(op: Option<&region_request::Op>) -> &'static str {
         Some(region_request::Op::Hold(_)) => "hold",
         Some(region_request::Op::Frontier(_)) => "frontier",
         Some(region_request::Op::Hash(_)) => "hash",
+        Some(region_request::Op::GrantLease(_)) => "grant",
+        Some(region_request::Op::KeepLease(_)) => "keep",
+        Some(region_request::Op::RevokeLease(_)) => "revoke",
+        Some(region_request::Op::LeaseState(_)) => "state",
+        Some(region_request::Op::RegisterLease(_)) => "register",
+        Some(region_request::Op::ListLeases(_)) => "list",
+        Some(region_request::Op::AttachLease(_)) => "attach",
+        Some(region_request::Op::AttachedKeys(_)) => "keys",
+        Some(region_request::Op::DetachLease(_)) => "detach",
         None => "nothing",
     }
 }
