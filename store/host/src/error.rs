@@ -42,6 +42,19 @@ pub enum OpenError {
         /// Newest format this program knows.
         known: u32,
     },
+    /// Written by a version of the program whose data this one does not read.
+    #[error(
+        "{dir} was written by an older version (format {found}, this program needs {known}) and cannot be converted: \
+         start that version, or start this one on an empty folder"
+    )]
+    OldFormat {
+        /// The folder.
+        dir: PathBuf,
+        /// Format found.
+        found: u32,
+        /// The format this program reads and writes.
+        known: u32,
+    },
     /// The disk has no room.
     #[error("no space left on the disk of {dir}: free some, then start again")]
     DiskFull {

@@ -66,7 +66,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// and again (a fresh machine for the same peer) after a snapshot has replaced the region's data.
     fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine>;
 
-    /// Where the data of `region` lies: what a snapshot carries and what destroying a peer deletes.
+    /// Where the data of `region` lies: what a snapshot carries and what destroying a peer deletes. What the machine keeps
+    /// of it elsewhere follows in [`Self::before_clear`] and [`Self::on_snapshot`].
     fn data_ranges(&self, region: &Region) -> Vec<DataRange>;
 
     /// Called once at start, before anything is read or replaced. An error says why the folder cannot be used.
@@ -90,6 +91,26 @@ pub trait StateMachine: Send + Sync + 'static {
     /// The mark cannot be written: fatal for the process.
     fn on_snapshot_mark(&self, mark: i64) -> Result<(), String> {
         _ = mark;
+        Ok(())
+    }
+
+    /// The data of `region` is about to be deleted from its ranges; what follows from it elsewhere goes now, while it can
+    /// still be found. Nothing of it is applied meanwhile. May be repeated, also when a part of the data is gone already.
+    ///
+    /// # Errors
+    /// It cannot be deleted: fatal for the process.
+    fn before_clear(&self, db: &DB, region: &Region) -> Result<(), String> {
+        _ = (db, region);
+        Ok(())
+    }
+
+    /// A raft snapshot has filled the ranges of `region`; what follows from it elsewhere is made now, before the region is
+    /// opened or takes part in anything. Written with the WAL on, it is as durable as the installation. May be repeated.
+    ///
+    /// # Errors
+    /// It cannot be made: fatal for the process.
+    fn on_snapshot(&self, db: &DB, region: &Region) -> Result<(), String> {
+        _ = (db, region);
         Ok(())
     }
 }

@@ -20,8 +20,13 @@ use raft::eraftpb::{ConfState, HardState};
 
 /// Column family of the keys above.
 pub const CF_HOST: &str = "host";
-/// Format of everything above.
-pub const FORMAT: u32 = 1;
+/// Format of the folder: of everything above, and of what the state machines of this program keep beside it. Raised with
+/// every change that older data or an older program does not go with.
+///
+/// | format | new in it                                                                                              |
+/// |--------|--------------------------------------------------------------------------------------------------------|
+/// | 2      | transactions over regions and their rows, ends of history rows, records of leases and their index      |
+pub const FORMAT: u32 = 2;
 /// Index and term that a region's log begins after. Not 0: a peer at index 0 knows nothing and needs a snapshot, so a
 /// fresh child of a split and an empty peer cannot be confused.
 pub const INITIAL_INDEX: u64 = 5;

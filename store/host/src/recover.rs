@@ -106,6 +106,9 @@ fn check_ident(config: &HostConfig) -> Result<bool, OpenError> {
     if found.format > FORMAT {
         return Err(OpenError::Format { dir: config.dir.clone(), found: found.format, known: FORMAT });
     }
+    if found.format < FORMAT {
+        return Err(OpenError::OldFormat { dir: config.dir.clone(), found: found.format, known: FORMAT });
+    }
     let wanted = ident(config);
     if (Ident { format: FORMAT, ..found }) != wanted {
         let (found, wanted) = (describe(&found), describe(&wanted));

@@ -215,7 +215,8 @@ fn take_in(core: &Arc<Core>, install: Install) {
     core.note(id, Note::Installed { region: id, peer: handle.peer().id, machine, apply });
 }
 
-/// Step 3: deletes what the region held and holds, and takes the files in. May be repeated.
+/// Step 3: deletes what the region held and holds, takes the files in, and has the machine make what follows from them. May
+/// be repeated. What it has written is durable with the synced write of step 4.
 pub(crate) fn replace_data(
     db: &DB,
     machine: &dyn StateMachine,
@@ -225,9 +226,11 @@ pub(crate) fn replace_data(
     dir: &Path,
 ) -> Result<(), String> {
     machine.on_snapshot_mark(manifest.mark)?;
-    let old = replaced.into_iter().chain([region]).flat_map(|region| machine.data_ranges(region));
-    for range in old {
-        clear(db, &range)?;
+    for old in replaced.into_iter().chain([region]) {
+        machine.before_clear(db, old)?;
+        for range in machine.data_ranges(old) {
+            clear(db, &range)?;
+        }
     }
     let links = dir.join("links");
     let named = |error: std::io::Error| format!("{}: {error}", dir.display());
@@ -248,7 +251,9 @@ pub(crate) fn replace_data(
         options.set_move_files(true);
         db.ingest_external_file_cf_opts(handle, &options, paths).map_err(|error| error.to_string())?;
     }
-    fs::remove_dir_all(&links).map_err(named)
+    fs::remove_dir_all(&links).map_err(named)?;
+    // CRASH: the files are in, what follows from them is not. Safe: the region still says "applying", step 3 again.
+    machine.on_snapshot(db, region)
 }
 
 fn by_column_family(manifest: &SnapshotManifest) -> Vec<(&str, Vec<usize>)> {

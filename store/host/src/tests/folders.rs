@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use braid_proto::id::ClusterId;
 use braid_proto::pb::Domain;
+use prost::Message as _;
 
 use super::cluster::{Cluster, region};
 use super::kv::Kv;
 use super::net::Port;
 use crate::config::HostConfig;
+use crate::meta::{FORMAT, Ident};
 use crate::{Host, OpenError};
 
 /// A stopped host with one region and some data.
@@ -67,6 +69,36 @@ fn a_damaged_ident_is_refused() {
     assert!(refusal(&cluster, cluster.config(1)).contains("IDENT cannot be read"));
     fs::remove_file(&path).unwrap();
     assert!(refusal(&cluster, cluster.config(1)).contains("IDENT is missing"));
+}
+
+/// Writes IDENT anew, with another format.
+fn set_format(cluster: &Cluster, format: u32) {
+    let path = cluster.folder(1).join("IDENT");
+    let mut ident = Ident::decode(&fs::read(&path).unwrap()[4..]).unwrap();
+    ident.format = format;
+    let body = ident.encode_to_vec();
+    fs::write(&path, [&crc32fast::hash(&body).to_le_bytes()[..], &body].concat()).unwrap();
+}
+
+#[test]
+fn a_folder_of_another_format_is_refused() {
+    let mut cluster = stopped();
+    for older in [0, 1, FORMAT - 1] {
+        set_format(&cluster, older);
+        let text = refusal(&cluster, cluster.config(1));
+        assert!(text.contains(&format!("by an older version (format {older}, this program needs {FORMAT})")), "{text}");
+        assert!(text.ends_with("start that version, or start this one on an empty folder"), "{text}");
+    }
+    set_format(&cluster, FORMAT + 1);
+    let text = refusal(&cluster, cluster.config(1));
+    assert!(
+        text.contains(&format!("by a newer version (format {}, this program knows {FORMAT})", FORMAT + 1)),
+        "{text}"
+    );
+    // Nothing was changed by any of this.
+    set_format(&cluster, FORMAT);
+    cluster.start(1);
+    assert_eq!(cluster.get(1, "k49").as_deref(), Some("value"));
 }
 
 #[test]

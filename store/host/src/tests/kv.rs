@@ -1,17 +1,36 @@
-//! A state machine for tests: entries are `key=value`, the data of a region is what lies between its keys.
+//! A state machine for tests: entries are `key=value`, the data of a region is what lies between its keys. Which keys have a
+//! value is kept beside the data, in one order for all regions: what follows from data that snapshots do not carry.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use braid_proto::id::Term;
 use braid_proto::pb::{Peer, Region};
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use rocksdb::{ColumnFamilyDescriptor, DB, Options, WriteBatch};
+use rocksdb::{ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch};
 
 use crate::{DataRange, Entry, PeerHandle, RegionMachine, StateMachine};
 
 pub const CF: &str = "data";
+/// Rows `value=key` without values, of every key.
+pub const INDEX: &str = "index";
+
+/// The rows of `cf` in order.
+fn rows(db: &DB, cf: &str) -> Vec<(String, String)> {
+    let text = |bytes: Box<[u8]>| String::from_utf8(bytes.into()).unwrap();
+    let rows = db.iterator_cf(db.cf_handle(cf).unwrap(), IteratorMode::Start);
+    rows.map(|row| row.map(|(key, value)| (text(key), text(value))).unwrap()).collect()
+}
+
+/// Data and index say the same.
+pub fn assert_indexed(db: &DB) {
+    let mut wanted: Vec<String> = rows(db, CF).into_iter().map(|(key, value)| format!("{value}={key}")).collect();
+    wanted.sort();
+    let found: Vec<String> = rows(db, INDEX).into_iter().map(|(row, _)| row).collect();
+    assert_eq!(found, wanted);
+}
 
 #[derive(Default)]
 pub struct Kv {
@@ -20,6 +39,8 @@ pub struct Kv {
     pub mark: AtomicI64,
     /// What those carried that it took in.
     pub marks_taken: Mutex<Vec<i64>>,
+    /// Fails the next time the index is to be made from a raft snapshot's data.
+    pub fail_to_index: AtomicBool,
 }
 
 pub struct KvRegion {
@@ -38,7 +59,7 @@ pub enum Event {
 
 impl StateMachine for Kv {
     fn column_families(&self) -> Vec<ColumnFamilyDescriptor> {
-        vec![ColumnFamilyDescriptor::new(CF, Options::default())]
+        [CF, INDEX].map(|cf| ColumnFamilyDescriptor::new(cf, Options::default())).into()
     }
 
     fn open_region(&self, db: Arc<DB>, handle: PeerHandle) -> Arc<dyn RegionMachine> {
@@ -60,15 +81,42 @@ impl StateMachine for Kv {
         self.marks_taken.lock().push(mark);
         Ok(())
     }
+
+    fn before_clear(&self, db: &DB, region: &Region) -> Result<(), String> {
+        for (key, value) in rows(db, CF).into_iter().filter(|(key, _)| region.range().contains(key.as_bytes())) {
+            db.delete_cf(db.cf_handle(INDEX).unwrap(), format!("{value}={key}")).unwrap();
+        }
+        Ok(())
+    }
+
+    fn on_snapshot(&self, db: &DB, region: &Region) -> Result<(), String> {
+        if self.fail_to_index.swap(false, Ordering::AcqRel) {
+            return Err("it was to fail".to_owned());
+        }
+        for (key, value) in rows(db, CF).into_iter().filter(|(key, _)| region.range().contains(key.as_bytes())) {
+            db.put_cf(db.cf_handle(INDEX).unwrap(), format!("{value}={key}"), "").unwrap();
+        }
+        Ok(())
+    }
 }
 
 impl RegionMachine for KvRegion {
     fn apply(&self, entries: &[Entry], mut batch: WriteBatch) {
         let _gate = self.gate.lock();
+        let (data, index) = (self.db.cf_handle(CF).unwrap(), self.db.cf_handle(INDEX).unwrap());
+        let mut written: HashMap<&str, &str> = HashMap::new();
         for entry in entries {
             let text = std::str::from_utf8(&entry.data).unwrap();
             let (key, value) = text.split_once('=').unwrap();
-            batch.put_cf(self.db.cf_handle(CF).unwrap(), key, value);
+            let before = match written.insert(key, value) {
+                Some(before) => Some(before.to_owned()),
+                None => self.db.get_cf(data, key).unwrap().map(|before| String::from_utf8(before).unwrap()),
+            };
+            if let Some(before) = before {
+                batch.delete_cf(index, format!("{before}={key}"));
+            }
+            batch.put_cf(data, key, value);
+            batch.put_cf(index, format!("{value}={key}"), "");
         }
         self.db.write(batch).unwrap();
     }

@@ -9,7 +9,7 @@ use braid_proto::pb::{Region, SnapshotFile, SnapshotManifest};
 use rocksdb::{Options, SstFileWriter};
 
 use super::cluster::{Cluster, eventually, get, region};
-use super::kv::{CF, Kv};
+use super::kv::{CF, Kv, assert_indexed};
 use crate::StateMachine;
 use crate::log::{LogOp, LogWrite};
 use crate::mail::SnapshotDir;
@@ -60,6 +60,9 @@ fn a_host_too_far_behind_catches_up_by_snapshot() {
     assert!(cluster.net.snapshots_sent.load(Ordering::Acquire) > 0);
     cluster.put(1, "after", "v");
     cluster.await_value(3, "after", "v");
+    for host in 1..=3 {
+        assert_indexed(&cluster.nodes[&host].host.db());
+    }
     for host in 1..=3 {
         let snap = cluster.folder(host).join("snap");
         eventually("snapshot files are removed", || fs::read_dir(&snap).unwrap().next().is_none().then_some(()));
@@ -119,13 +122,15 @@ enum Crash {
     Intent,
     Log,
     Deletion,
+    /// The files are in; what follows from them is not made.
+    Files,
     Data,
     Normal,
 }
 
 #[test]
 fn an_installation_is_finished_after_a_crash_at_any_step() {
-    for crash in [Crash::Intent, Crash::Log, Crash::Deletion, Crash::Data, Crash::Normal] {
+    for crash in [Crash::Intent, Crash::Log, Crash::Deletion, Crash::Files, Crash::Data, Crash::Normal] {
         let mut cluster = Cluster::new(1);
         let old = region(1, "", "", &[1]);
         cluster.create(std::slice::from_ref(&old));
@@ -158,6 +163,11 @@ fn an_installation_is_finished_after_a_crash_at_any_step() {
                 let none = SnapshotManifest::default();
                 replace_data(&opened.db, &kv, Some(&old), &old, &none, &dir).unwrap();
             }
+            if crash >= Crash::Files {
+                kv.fail_to_index.store(true, Ordering::Release);
+                replace_data(&opened.db, &kv, Some(&old), &old, &manifest, &dir).unwrap_err();
+                assert_eq!(get(&opened.db, "new").as_deref(), Some("from snapshot"));
+            }
             if crash >= Crash::Data {
                 replace_data(&opened.db, &kv, Some(&old), &old, &manifest, &dir).unwrap();
             }
@@ -170,6 +180,7 @@ fn an_installation_is_finished_after_a_crash_at_any_step() {
         assert_eq!(*cluster.nodes[&1].kv.marks_taken.lock(), marks, "{crash:?}: known before the data is used");
         assert_eq!(cluster.get(1, "gone"), None, "{crash:?}");
         assert_eq!(cluster.get(1, "new").as_deref(), Some("from snapshot"), "{crash:?}");
+        assert_indexed(&cluster.nodes[&1].host.db());
         assert!(fs::read_dir(cluster.folder(1).join("snap")).unwrap().next().is_none(), "{crash:?}");
         cluster.put(1, "after", "v");
         assert!(cluster.handle(1, 1).unwrap().applied_index() > index, "{crash:?}");

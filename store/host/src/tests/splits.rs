@@ -8,7 +8,7 @@ use braid_proto::id::{PeerId, RegionId};
 use raft::eraftpb::MessageType;
 
 use super::cluster::{Cluster, eventually, region};
-use super::kv::Event;
+use super::kv::{Event, assert_indexed};
 use super::net::is;
 use crate::{Outcome, PeerHandle, SplitSpec};
 
@@ -157,6 +157,8 @@ fn a_host_that_missed_the_split_and_its_log_takes_two_snapshots() {
     cluster.put(2, "end", "1");
     cluster.put(2, "z", "2");
     cluster.await_value(3, "z", "2");
+    // What followed from the half that it no longer has in one piece went with it, and came back with the other.
+    assert_indexed(&cluster.nodes[&3].host.db());
 }
 
 #[test]
