@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use braid_placement_client::{Numbers, PlacementClient};
 use braid_proto::etcd::etcdserverpb::ResponseHeader;
-use braid_proto::id::RegionId;
-use dashmap::DashMap;
 use tonic::metadata::MetadataMap;
 
 use crate::config::ProxyConfig;
@@ -15,6 +13,7 @@ use crate::presence::Presence;
 use braid_store_client::Regions;
 use braid_store_client::bound;
 use braid_store_client::deadline::Patience;
+use braid_store_client::locks::LockTerms;
 
 /// How long an answer that must come even without a sequencer looks for the current revision.
 const REVISION_PATIENCE: Duration = Duration::from_millis(500);
@@ -30,7 +29,7 @@ pub struct Shared {
     /// Placement's client.
     pub placement: Arc<PlacementClient>,
     /// The term in which a region's leader has last taken a lock of ours, as far as we have heard.
-    pub lock_terms: DashMap<RegionId, u64>,
+    pub lock_terms: LockTerms,
     /// What placement says about proxies and itself.
     pub presence: Presence,
     /// Requests under way.

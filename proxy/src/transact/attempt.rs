@@ -8,6 +8,7 @@ use braid_proto::key::KeyRange;
 use braid_proto::pb::{Change, DecideRequest, DecideResponse, Share, region_request, region_response};
 use braid_store_client::bound::{self, Bound};
 use braid_store_client::deadline::Patience;
+use braid_store_client::locks::{Locks, Taken};
 use braid_store_client::regions::{Ask, NoAnswer};
 use braid_store_client::retry::Kind;
 use braid_store_core::eval::{self, Context, Evaluated, Request};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::fetched::Fetched;
-use super::locks::{Locks, Taken, Wanted};
+use super::locks::{self, Wanted};
 use super::plan::{Part, Plan, by_region, surely_writes};
 use super::{BYTES_MAX, CHANGES_MAX, Failed, too_large};
 use crate::kv::range::{self, overtaken, snapshot, user_range};
@@ -73,7 +74,7 @@ pub async fn run(
             None => bound::take(&shared.numbers, patience).await,
         }
     };
-    let (locked, bound) = tokio::join!(Locks::take(shared, &parts, wanted, patience), bound);
+    let (locked, bound) = tokio::join!(locks::take(shared, &parts, wanted, patience), bound);
     let (locks, mut taken) = locked?;
     let bound = match bound {
         Ok(bound) => bound,

@@ -96,11 +96,6 @@ pub struct Part {
 }
 
 impl Part {
-    /// The first key locked.
-    pub fn key(&self) -> &bytes::Bytes {
-        &self.ranges[0].start
-    }
-
     /// What is read under the lock: everything that is locked.
     pub fn reads(&self, count_only: bool) -> Vec<LockRead> {
         let mut reads: Vec<LockRead> = Vec::with_capacity(self.ranges.len());
@@ -111,13 +106,6 @@ impl Part {
             }
         }
         reads
-    }
-
-    /// Whether a region of this range holds all of it.
-    pub fn lies_in(&self, range: &KeyRange) -> bool {
-        let inside =
-            |lock: &LockRange| range.contains_range(&KeyRange { start: lock.start.clone(), end: lock.end.clone() });
-        self.ranges.iter().all(inside)
     }
 }
 

@@ -11,11 +11,12 @@ use braid_proto::key::KeyRange;
 use braid_proto::pb::{Share, Wipe, region_response};
 use braid_store_client::bound::{self, Bound};
 use braid_store_client::deadline::Patience;
+use braid_store_client::locks::Taken;
 use tonic::Status;
 
 use super::Failed;
 use super::attempt::{self, at_bound, decide, parts};
-use super::locks::{Locks, Taken, Wanted};
+use super::locks::{self, Wanted};
 use super::plan::Plan;
 use crate::kv::range::{overtaken, snapshot, user_range};
 use crate::shared::Shared;
@@ -47,7 +48,7 @@ async fn wipe(
     let plan = Plan { locks: vec![(span.clone(), true)], past: Vec::new() };
     let parts = parts(shared, &plan, patience).await?;
     let wanted = Wanted { count_only: true, puts: false };
-    let (locks, taken) = Locks::take(shared, &parts, wanted, patience).await?;
+    let (locks, taken) = locks::take(shared, &parts, wanted, patience).await?;
     let counts: Vec<i64> = taken.iter().map(|lock| lock.data.iter().map(|data| data.count).sum()).collect();
     let deleted: i64 = counts.iter().sum();
     if deleted == 0 || request.prev_kv {

@@ -12,12 +12,14 @@
 //! | [`regions`], [`retry`] | one request to one region: attempts and what follows from refusals |
 //! | [`route`], [`router`] | which region holds a key |
 //! | [`stores`] | how a store is reached |
+//! | [`locks`] | the locks of a transaction over several regions |
 //! | [`bound`], [`deadline`] | revisions to read at, patience |
 //!
 //! It owns no truth: what it holds are caches that refusals correct.
 
 pub mod bound;
 pub mod deadline;
+pub mod locks;
 pub mod regions;
 pub mod retry;
 pub mod route;
