@@ -28,7 +28,6 @@ use crate::http;
 use crate::in_flight::InFlight;
 use crate::inspect::InspectService;
 use crate::kv::KvService;
-use crate::lease::LeaseService;
 use crate::maintenance::MaintenanceService;
 use crate::missing::{AuthService, MissingService};
 use crate::presence::Presence;
@@ -70,7 +69,7 @@ impl Proxy {
         let (regions, numbers) = (Arc::clone(&shared.regions), Arc::clone(&shared.numbers));
         let hub = Hub::start(regions, numbers, shared.config.cluster_id);
         let watch = WatchService::of(&shared, Arc::clone(&hub) as Arc<dyn Source>, stopped.clone());
-        let front = front(&shared, placement, watch, stopped.clone());
+        let front = front(&shared, placement, watch);
         let beating = Arc::clone(&shared);
         let heartbeat = tokio::spawn(async move { beating.presence.run(stopped).await });
         Self { shared, hub, front, stop, heartbeat }
@@ -112,25 +111,20 @@ impl Drop for Proxy {
     }
 }
 
-fn front(
-    shared: &Arc<Shared>,
-    placement: Arc<PlacementClient>,
-    watch: WatchService,
-    stopped: watch::Receiver<bool>,
-) -> Front {
+fn front(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Front {
     let kv =
         KvServer::new(KvService::new(Arc::clone(shared))).max_decoding_message_size(shared.config.receive_bytes_max());
-    let lease = LeaseServer::new(LeaseService::new(Arc::clone(shared), stopped));
-    Front::new(kv, lease, rest(shared, placement, watch), Arc::clone(&shared.in_flight))
+    Front::new(kv, rest(shared, placement, watch), Arc::clone(&shared.in_flight))
 }
 
-/// Everything but KV and Lease.
+/// Everything but KV.
 fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Router {
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(shared)));
     let routes = Routes::new(cluster)
         .add_service(MaintenanceServer::new(MaintenanceService::new(Arc::clone(shared))))
         .add_service(AuthServer::new(AuthService::new(Arc::clone(shared))))
         .add_service(watch)
+        .add_service(LeaseServer::new(MissingService))
         .add_service(LockServer::new(MissingService))
         .add_service(ElectionServer::new(MissingService))
         .add_service(AdminServer::new(AdminService::new(Arc::clone(shared), placement)))
