@@ -1,11 +1,13 @@
 //! The command line: one file for each subcommand, each with its flags and what it prints.
 
 use std::future::Future;
+use std::path::Path;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::client::Address;
+use crate::cluster::{Binary, System};
 use crate::loader::Loader;
 use crate::session::Policy;
 use crate::watch::ShapeChange;
@@ -18,6 +20,9 @@ mod overwrite;
 mod run;
 mod serializability;
 mod soak;
+mod watch_catch_up;
+mod watch_memory;
+mod watch_regions;
 
 /// Loads, measures and checks any etcd v3 endpoint.
 #[derive(Debug, Parser)]
@@ -45,6 +50,12 @@ enum Command {
     Overwrite(overwrite::Overwrite),
     /// Write steadily, then check that nothing acknowledged was lost; break things meanwhile
     Soak(soak::Soak),
+    /// Open many watches on one server and show what each costs in memory
+    WatchMemory(watch_memory::WatchMemory),
+    /// Time a watch from the past on an empty cluster, on a full one and after a restart
+    WatchCatchUp(watch_catch_up::WatchCatchUp),
+    /// Watch everything on braid with many regions, of which one is busy
+    WatchRegions(watch_regions::WatchRegions),
 }
 
 impl Cli {
@@ -59,6 +70,9 @@ impl Cli {
             Command::Serializability(command) => block_on(command.run()),
             Command::Overwrite(command) => block_on(command.run()),
             Command::Soak(command) => block_on(command.run()),
+            Command::WatchMemory(command) => block_on(command.run()),
+            Command::WatchCatchUp(command) => block_on(command.run()),
+            Command::WatchRegions(command) => command.run(),
         }
     }
 }
@@ -127,6 +141,15 @@ fn loader(endpoints: &[Address], clients: usize) -> Loader {
 /// Runs a future on a runtime of its own.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
+
+/// The etcd program that a flag names: a file, auto or none.
+fn etcd_binary(flag: &Path) -> anyhow::Result<Option<Binary>> {
+    match flag.to_str() {
+        Some("none") => Ok(None),
+        Some("auto") => Binary::find_etcd().map(Some),
+        _ => Binary::new(System::Etcd, flag).map(Some),
+    }
 }
 
 fn mebibytes(bytes: u64) -> f64 {

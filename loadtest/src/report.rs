@@ -125,7 +125,7 @@ impl fmt::Display for Report {
         for (name, summary) in &self.kinds {
             writeln!(f, "{name:<13}{}", row(summary))?;
         }
-        if self.kinds.len() > 1 {
+        if self.kinds.len() > 1 && self.watching.is_none() {
             writeln!(f, "{:<13}{}", "all", row(&self.latency))?;
         }
         if let Some(lateness) = &self.lateness {

@@ -48,6 +48,13 @@ pub fn disk_bytes(folder: &Path) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
+/// Packets that the loopback interface has carried since the machine started, of all processes.
+pub fn loopback_packets() -> anyhow::Result<u64> {
+    let path = "/sys/class/net/lo/statistics/rx_packets";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    text.trim().parse().with_context(|| format!("{path} is not understood: {text}"))
+}
+
 /// utime + stime: fields 14 and 15, counted after the name in brackets, which may itself hold spaces and brackets.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
@@ -94,6 +101,16 @@ mod tests {
         let bytes = disk_bytes(folder.path()).unwrap();
         assert!((1 << 20..3 << 20).contains(&bytes), "{bytes}");
         assert_eq!(disk_bytes(&folder.path().join("absent")).unwrap(), 0);
+    }
+
+    #[test]
+    fn packets_on_the_loopback_interface_are_counted() {
+        let before = loopback_packets().unwrap();
+        let [to, from] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        (0..50).for_each(|_| {
+            from.send_to(b"packet", to.local_addr().unwrap()).unwrap();
+        });
+        assert!(loopback_packets().unwrap() >= before + 50);
     }
 
     #[test]

@@ -27,8 +27,11 @@ use serde::Serialize;
 use crate::client::{Address, prefix_end};
 use crate::keys::KeySpace;
 
+pub mod catch_up;
 pub mod held;
 pub mod ledger;
+pub mod memory;
+pub mod regions;
 pub mod run;
 mod share;
 pub mod stream;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use super::WatchShape;
 use super::run::threads;
+use super::{WatchShape, etcd_binary};
 use crate::cluster::{Binary, Setup, System, disk_folder};
 use crate::compare::{self, Options, Row, table};
 use crate::keys::KeySpace;
@@ -69,10 +69,7 @@ pub struct Compare {
 
 impl Compare {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let etcd = match self.etcd_bin.to_str() {
-            Some("auto") => Binary::find_etcd()?,
-            _ => Binary::new(System::Etcd, &self.etcd_bin)?,
-        };
+        let etcd = etcd_binary(&self.etcd_bin)?.context("a comparison needs two systems")?;
         let keys = KeySpace { prefix: "bench/".into(), count: self.keys, value_bytes: self.value_bytes };
         keys.check()?;
         let setup = Setup { quota_bytes: self.quota_backend_bytes, ..Setup::default() };

@@ -60,25 +60,12 @@ fn line(row: &RowOutcome) -> String {
 /// What a row means that is about watches, and what watches cost that see nothing.
 fn about_watches(text: &mut String, outcome: &Outcome) {
     for row in &outcome.rows {
-        let puts = |side: usize| {
-            let figures = row.rounds.iter().filter_map(|round| Some(round[side].watching.as_ref()?.puts_per_second));
-            median(figures.collect())
-        };
         if let Some(Report { watching: Some(watching), rate, .. }) = row.rounds.first().map(|[a, _]| a) {
-            let pace = watch::pace(&watching.shape, *rate);
-            let [a, b] = &outcome.sides;
-            push(
-                text,
-                format_args!(
-                    "\n{}: events delivered; {}; {pace}; puts/s {} {:.0}, {} {:.0}",
-                    row.row,
-                    watching.shape,
-                    a.name,
-                    puts(0),
-                    b.name,
-                    puts(1)
-                ),
-            );
+            let (shape, pace) = (watching.shape, watch::pace(&watching.shape, *rate));
+            push(text, format_args!("\n{}: events delivered; {shape}; {pace}", row.row));
+            for (number, side) in outcome.sides.iter().enumerate() {
+                push(text, format_args!("- {}: {}", side.name, puts(row, number)));
+            }
         }
         if let Some(clients) = row.row.strip_prefix("put-idle-watchers:")
             && let Some(without) = outcome.rows.iter().find(|other| other.row == format!("put:{clients}"))
@@ -98,6 +85,17 @@ fn about_watches(text: &mut String, outcome: &Outcome) {
             }
         }
     }
+}
+
+/// The puts behind a row's events, on one side.
+fn puts(row: &RowOutcome, side: usize) -> String {
+    let of = |figure: fn(&Report) -> Option<f64>| {
+        median(row.rounds.iter().filter_map(|round| figure(&round[side])).collect())
+    };
+    let rate = of(|report| Some(report.watching?.puts_per_second));
+    let p50 = of(|report| Some(report.kinds.get("put")?.p50_us / 1e3));
+    let p99 = of(|report| Some(report.kinds.get("put")?.p99_us / 1e3));
+    format!("{rate:.0} puts/s, their p50 {p50:.2} ms, p99 {p99:.2} ms")
 }
 
 /// What must not be hidden behind a median.

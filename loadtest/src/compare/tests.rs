@@ -89,7 +89,8 @@ fn the_number_of_a_latency_row_is_its_rate() {
 fn the_table_says_what_watches_are_and_what_idle_ones_cost() {
     let shape = Shape::of(Scenario::Fanout, 100);
     let watching = Some(Watching { shape, puts_per_second: 50.0, puts_checked: 200 });
-    let fanout = |rate| Report { watching, ..report(rate, 1.0) };
+    let put = Summary { p50_us: 1_500.0, p99_us: 2_500.0, ..Summary::default() };
+    let fanout = |rate| Report { watching, kinds: BTreeMap::from([("put", put)]), ..report(rate, 1.0) };
     let mut outcome = outcome(vec![[report(10_000.0, 1.0), report(5_000.0, 1.0)]]);
     let mut row = |row: &str, rounds| outcome.rows.push(summarize(row.parse().unwrap(), rounds));
     row("watch-fanout:100", vec![[fanout(5_000.0), fanout(5_000.0)]]);
@@ -97,7 +98,7 @@ fn the_table_says_what_watches_are_and_what_idle_ones_cost() {
     let text = markdown(&outcome);
     for want in [
         "watch-fanout:100: events delivered; 100 watches on 10 streams on 10 connections",
-        "closed loop, at most 256 puts ahead of the slowest watch; puts/s braid 50, etcd 50",
+        "closed loop, at most 256 puts ahead of the slowest watch\n- braid: 50 puts/s, their p50 1.50 ms, p99 2.50 ms",
         "braid: put:64 with 10000 idle watches 0.90 (0.90..0.90) of without",
         "etcd: put:64 with 10000 idle watches 1.00 (1.00..1.00) of without",
     ] {
