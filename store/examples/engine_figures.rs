@@ -107,7 +107,7 @@ impl Bench {
                 self.put(n)
             })
             .collect();
-        self.data.apply(&txns, &[], WriteBatch::default()).expect("applied");
+        self.data.apply(&txns, &[], &[], WriteBatch::default()).expect("applied");
     }
 
     fn page(&mut self, revision: i64) {
@@ -136,7 +136,7 @@ impl Bench {
         while n < self.keys {
             let end = (n + BATCH as u64).min(self.keys);
             let txns: Vec<TxnEffect> = (n..end).map(|n| self.put(n)).collect();
-            self.data.apply(&txns, &[], WriteBatch::default()).expect("applied");
+            self.data.apply(&txns, &[], &[], WriteBatch::default()).expect("applied");
             n = end;
         }
         report("apply: create in key order, 1,000 a batch", self.keys, begin.elapsed());

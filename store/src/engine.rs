@@ -17,16 +17,19 @@
 //!   so a snapshot of one is a snapshot of both (`region`).
 //! - A row of history says from when to when it was true, so each can be dropped by what it says itself, when RocksDB
 //!   compacts (`boundary`). A delete leaves no row that hides older ones. Readers compare with the boundary afterwards.
+//! - Records of leases lie beside the data, and so does an index of the live records that have one (`leases`, `attached`).
 //!
 //! Deliberately absent: numbers, leadership, what is in flight; retries of failed reads (damage is reported, not hidden).
 
 mod apply;
+mod attached;
 mod boundary;
 mod changes;
 mod counts;
 mod events;
 mod hash;
 mod key;
+mod leases;
 mod locks;
 mod options;
 mod point;
@@ -37,11 +40,13 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use apply::Superseded;
+pub use attached::{collect, forget};
 pub use boundary::Boundary;
 pub use changes::{Change, ChangeKind, Completeness};
 pub use events::{Cursor, Page, PastEvent, known, shown};
 pub use hash::Unhashed;
-pub use key::{EVENTS, HISTORY, LATEST, LOCKS, StoredKey};
+pub use key::{ATTACHED, EVENTS, HISTORY, LATEST, LEASES, LOCKS, StoredKey};
 pub use options::{EngineOptions, column_families, data_ranges};
 pub use point::Unread;
 pub use region::RegionData;
@@ -52,7 +57,7 @@ use rocksdb::DB;
 
 /// Bytes of the newest writes, which lie in memory and not yet in files: a quota counts them too.
 pub fn memtable_bytes(db: &DB) -> u64 {
-    let families = [LATEST, HISTORY, EVENTS].into_iter().filter_map(|family| db.cf_handle(family));
+    let families = [LATEST, HISTORY, EVENTS, ATTACHED].into_iter().filter_map(|family| db.cf_handle(family));
     families
         .filter_map(|family| db.property_int_value_cf(family, "rocksdb.cur-size-all-mem-tables").ok().flatten())
         .sum()

@@ -67,4 +67,12 @@ impl StateMachine for Regions {
     fn on_snapshot_mark(&self, mark: i64) -> Result<(), String> {
         self.shared.boundary.raise(mark).map(drop).map_err(|damage| damage.0)
     }
+
+    fn before_clear(&self, db: &DB, region: &Region) -> Result<(), String> {
+        engine::forget(db, region).map_err(|damage| damage.0)
+    }
+
+    fn on_snapshot(&self, db: &DB, region: &Region) -> Result<(), String> {
+        engine::collect(db, region).map_err(|damage| damage.0)
+    }
 }

@@ -329,6 +329,7 @@ impl RegionMachine for RegionPeer {
     fn apply(&self, entries: &[Entry], batch: WriteBatch) {
         let mut txns = Vec::with_capacity(entries.len());
         let mut locks = Vec::new();
+        let mut leases = Vec::new();
         for entry in entries {
             let decoded = RegionEntry::decode(entry.data.clone()).unwrap_or_else(|e| {
                 panic!("{} index {}: a committed entry does not decode: {e}", self.id(), entry.index)
@@ -339,13 +340,14 @@ impl RegionMachine for RegionPeer {
             }
             txns.extend(decoded.txns);
             locks.extend(decoded.locks);
+            leases.extend(decoded.leases);
         }
         // Going on without these changes would leave this replica different from the others for ever: the host ends the
         // process, and the start after it replays the entries.
         let told = {
             // Held: what a follow reads from disk, and what it is told from then on, meet exactly.
             let mut live = self.live.lock();
-            if let Err(damage) = self.data.apply(&txns, &locks, batch) {
+            if let Err(damage) = self.data.apply(&txns, &locks, &leases, batch) {
                 panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries));
             }
             live.publish(&self.data, &txns)

@@ -42,6 +42,14 @@ pub trait BaseView {
     /// How many keys of `range` were live at `revision`.
     fn count_at(&self, range: &KeyRange, revision: i64) -> Result<u64, Damaged>;
 
+    /// The live records of `range` that have `lease` attached, in key order.
+    fn attached(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.scan(range, &mut |key, record| match record.lease == lease {
+            true => visit(key, record),
+            false => ControlFlow::Continue(()),
+        })
+    }
+
     /// Below this, history may be gone, also while it is read: to be asked after the last read at an older revision
     /// (rule C2). 0: nothing is ever dropped.
     fn boundary(&self) -> i64 {

@@ -110,7 +110,7 @@ impl Scene {
                 ..Default::default()
             };
             let txn = TxnEffect { revision, changes: vec![change], ..Default::default() };
-            data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+            data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
         }
         let (pass, passes) = mpsc::channel();
         let compaction =

@@ -8,26 +8,60 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use braid_proto::id::RegionId;
-use braid_proto::pb::{self, LockRow, TxnEffect};
+use braid_proto::pb::{self, LeaseRow, LockRow, TxnEffect};
 use braid_store_core::record::{Record, put_varint};
 use braid_store_core::view::Damaged;
 use rocksdb::{ColumnFamily, DBRawIterator, WriteBatch};
 
 use super::changes::{Change, ChangeKind};
-use super::key::{self, EVENTS, HISTORY, LATEST};
-use super::locks;
+use super::key::{self, ATTACHED, EVENTS, HISTORY, LATEST};
 use super::region::{Inner, RegionData};
-use super::scan::{Reader, decode_live};
+use super::scan::{Reader, decode_live, decode_record};
+use super::{leases, locks};
+
+/// Records that a batch has superseded, by the place of the change that did, for watches that show what was there before.
+#[derive(Debug, Default)]
+pub struct Superseded(HashMap<(i64, u32), Record>);
+
+impl Superseded {
+    /// What the change at this place has superseded, if it was wanted.
+    pub fn get(&self, revision: i64, sub: u32) -> Option<&Record> {
+        self.0.get(&(revision, sub))
+    }
+}
 
 impl RegionData {
-    /// Adds `txns` and the rows of locks to `batch`, writes it, and publishes what readers need to know. Several transactions, and several
-    /// changes of one key, may share a batch.
+    /// [`Self::apply_keeping`] for nobody who wants to know what was there before.
+    ///
+    /// # Errors
+    /// As there.
+    #[must_use = "a batch that was not written must not count as applied"]
+    pub fn apply(
+        &self,
+        txns: &[TxnEffect],
+        locks: &[LockRow],
+        leases: &[LeaseRow],
+        batch: WriteBatch,
+    ) -> Result<(), Damaged> {
+        self.apply_keeping(txns, locks, leases, batch, &|_| false).map(drop)
+    }
+
+    /// Adds `txns` and the rows of locks and leases to `batch`, writes it, and publishes what readers need to know. Several transactions, and several
+    /// changes of one key, may share a batch. Returns what they supersede, of the keys of
+    /// which `wanted` says so.
     ///
     /// # Errors
     /// The data contradicts the changes or cannot be read or written; nothing of the batch is written then, and the
     /// caller must not go on with the log.
     #[must_use = "a batch that was not written must not count as applied"]
-    pub fn apply(&self, txns: &[TxnEffect], locks: &[LockRow], batch: WriteBatch) -> Result<(), Damaged> {
+    pub fn apply_keeping(
+        &self,
+        txns: &[TxnEffect],
+        locks: &[LockRow],
+        leases: &[LeaseRow],
+        batch: WriteBatch,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<Superseded, Damaged> {
         self.sound()?;
         let reader = Reader::now(&self.db);
         let mut rows = Rows {
@@ -35,12 +69,15 @@ impl RegionData {
             latest: reader.family(LATEST),
             history: reader.family(HISTORY),
             events: reader.family(EVENTS),
+            attached: reader.family(ATTACHED),
             region: self.region,
             batch,
             row: Vec::new(),
             value: Vec::new(),
             written: (changes_of(txns).take(2).count() > 1).then(HashMap::new),
             run: None,
+            wanted,
+            superseded: Superseded::default(),
         };
         let mut changes = Vec::new();
         for txn in txns {
@@ -55,8 +92,9 @@ impl RegionData {
         if self.ceiling.fetch_max(newest, Ordering::SeqCst) < newest {
             rows.mark_applied(newest);
         }
-        let mut batch = rows.batch;
+        let Rows { mut batch, superseded, .. } = rows;
         locks::write(&self.db, locks, &mut batch);
+        leases::write(&self.db, leases, &mut batch);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         let grown = {
             let mut inner = self.inner.write();
@@ -64,7 +102,8 @@ impl RegionData {
             inner.publish_locks(locks);
             inner.publish(newest, &changes)
         };
-        self.split_buckets(&grown)
+        self.split_buckets(&grown)?;
+        Ok(superseded)
     }
 }
 
@@ -112,9 +151,13 @@ type Written<'t> = Option<(i64, u32, &'t pb::Change)>;
 /// The rows of a batch under way.
 struct Rows<'a, 't> {
     reader: Reader<'a>,
+    /// Of which keys what is superseded is kept.
+    wanted: &'a dyn Fn(&[u8]) -> bool,
+    superseded: Superseded,
     latest: &'a ColumnFamily,
     history: &'a ColumnFamily,
     events: &'a ColumnFamily,
+    attached: &'a ColumnFamily,
     region: RegionId,
     batch: WriteBatch,
     /// Buffers, to allocate none for each row.
@@ -128,9 +171,10 @@ struct Rows<'a, 't> {
 
 impl<'t> Rows<'_, 't> {
     fn write(&mut self, revision: i64, sub: u32, change: &'t pb::Change) -> Result<ChangeKind, Damaged> {
-        if change.supersedes != 0 {
-            self.keep_superseded(change, revision, sub)?;
-        }
+        let lease = match change.supersedes {
+            0 => 0,
+            _ => self.keep_superseded(change, revision, sub)?,
+        };
         let kind = match (change.delete, change.supersedes) {
             (true, 0) => return Err(contradicts(change, "it deletes a key that is absent")),
             (true, _) => ChangeKind::Deleted,
@@ -146,6 +190,7 @@ impl<'t> Rows<'_, 't> {
             record_of(change, revision).encode(&mut self.value);
             self.batch.put_cf(self.latest, &change.key, &self.value);
         }
+        self.attach(&change.key, lease, if change.delete { 0 } else { change.lease });
         self.row.clear();
         key::event_key(&mut self.row, self.region, revision, sub);
         Change { revision, sub, kind, key: &change.key }.encode(&mut self.value);
@@ -156,6 +201,23 @@ impl<'t> Rows<'_, 't> {
         Ok(kind)
     }
 
+    /// Follows the lease of `key` from one record to the next; 0: it has none.
+    fn attach(&mut self, key: &[u8], before: i64, now: i64) {
+        if before == now {
+            return;
+        }
+        if before != 0 {
+            self.row.clear();
+            key::attached_key(&mut self.row, before, key);
+            self.batch.delete_cf(self.attached, &self.row);
+        }
+        if now != 0 {
+            self.row.clear();
+            key::attached_key(&mut self.row, now, key);
+            self.batch.put_cf(self.attached, &self.row, b"");
+        }
+    }
+
     /// Notes the newest revision that the region has applied.
     fn mark_applied(&mut self, newest: i64) {
         self.row.clear();
@@ -163,18 +225,21 @@ impl<'t> Rows<'_, 't> {
         self.batch.put_cf(self.events, &self.row, newest.to_be_bytes());
     }
 
-    /// Moves the record that `change` supersedes at (`revision`, `sub`) to history.
-    fn keep_superseded(&mut self, change: &pb::Change, revision: i64, sub: u32) -> Result<(), Damaged> {
+    /// Moves the record that `change` supersedes at (`revision`, `sub`) to history. Returns its lease.
+    fn keep_superseded(&mut self, change: &pb::Change, revision: i64, sub: u32) -> Result<i64, Damaged> {
         self.row.clear();
         self.value.clear();
         put_varint(&mut self.value, revision as u64);
         put_varint(&mut self.value, u64::from(sub));
         let written = self.written.as_ref().and_then(|written| written.get(&change.key[..]));
-        let found = match written {
+        let (found, lease) = match written {
             Some(Some((put_at, place, earlier))) => {
                 key::history_key(&mut self.row, &change.key, *put_at, *place);
                 record_of(earlier, *put_at).encode(&mut self.value);
-                *put_at
+                if (self.wanted)(&change.key) {
+                    self.superseded.0.insert((revision, sub), record_of(earlier, *put_at));
+                }
+                (*put_at, earlier.lease)
             }
             Some(None) => return Err(contradicts(change, "the key was deleted just before")),
             None => {
@@ -189,14 +254,18 @@ impl<'t> Rows<'_, 't> {
                 let live = decode_live(&change.key, value)?;
                 key::history_key(&mut self.row, &change.key, live.head.mod_revision, live.sub);
                 self.value.extend_from_slice(live.record);
-                live.head.mod_revision
+                if (self.wanted)(&change.key) {
+                    let record = decode_record(&change.key, live.record)?;
+                    self.superseded.0.insert((revision, sub), record);
+                }
+                (live.head.mod_revision, live.head.lease)
             }
         };
         self.batch.put_cf(self.history, &self.row, &self.value);
         if found != change.supersedes {
             return Err(contradicts(change, &format!("the key has a record of @{found}")));
         }
-        Ok(())
+        Ok(lease)
     }
 
     fn is_live(&self, change: &pb::Change) -> Result<bool, Damaged> {

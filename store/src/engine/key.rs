@@ -5,7 +5,7 @@
 //! (`!number`), so that the newest version comes first.
 
 use braid_proto::id::RegionId;
-use braid_proto::key::KeyRange;
+use braid_proto::key::{KeyRange, lease_key, lease_of};
 use braid_store_core::view::Damaged;
 use bytes::Bytes;
 
@@ -17,9 +17,16 @@ pub const HISTORY: &str = "history";
 pub const EVENTS: &str = "events";
 /// Column family of locks and records of transactions over several regions.
 pub const LOCKS: &str = "locks";
+/// Column family of the records of leases.
+pub const LEASES: &str = "leases";
+/// Column family of which keys a lease may be attached to.
+pub const ATTACHED: &str = "attached";
 
 /// Bytes of a history key after the escaped internal key.
 pub const VERSION_LEN: usize = 12;
+
+/// Bytes of an attached key before the internal key.
+pub const LEASE_LEN: usize = 8;
 
 /// Bytes of a lock's key after the escaped internal key.
 const TOKEN_LEN: usize = 24;
@@ -86,6 +93,21 @@ pub enum StoredKey {
         /// Its count of what it proposed.
         seq: u64,
     },
+    /// `leases`: the internal key of the lease's record as it is: `10`, lease id 8 bytes.
+    /// Value: the record (`StoredLease`).
+    Lease {
+        /// The lease.
+        id: i64,
+    },
+    /// `attached`: lease id 8 bytes, then the internal key as it is. One order for all regions of the store.
+    /// Value: empty. There is a row for every live record that has a lease; a row whose key's live record is absent, or has
+    /// another lease, means nothing.
+    Attached {
+        /// The lease; never 0.
+        lease: i64,
+        /// Internal key.
+        key: Bytes,
+    },
 }
 
 impl StoredKey {
@@ -96,6 +118,8 @@ impl StoredKey {
             Self::History { .. } => HISTORY,
             Self::Event { .. } | Self::EventsMark { .. } | Self::AppliedMark { .. } | Self::Boundary => EVENTS,
             Self::Lock { .. } => LOCKS,
+            Self::Lease { .. } => LEASES,
+            Self::Attached { .. } => ATTACHED,
         }
     }
 
@@ -113,6 +137,8 @@ impl StoredKey {
             Self::EventsMark { region } => out.extend_from_slice(&region.0.to_be_bytes()),
             Self::AppliedMark { region } => applied_mark(&mut out, *region),
             Self::Boundary => out.push(0),
+            Self::Lease { id } => out.extend_from_slice(&lease_key(*id)),
+            Self::Attached { lease, key } => attached_key(&mut out, *lease, key),
         }
         out
     }
@@ -149,6 +175,11 @@ impl StoredKey {
                 }
                 _ => Err(damaged()),
             },
+            LEASES => lease_of(bytes).map(|id| Self::Lease { id }).ok_or_else(damaged),
+            ATTACHED => {
+                let (lease, key) = split_attached_key(bytes).ok_or_else(damaged)?;
+                Ok(Self::Attached { lease, key: Bytes::copy_from_slice(key) })
+            }
             _ => Err(damaged()),
         }
     }
@@ -250,6 +281,33 @@ pub fn split_event_key(bytes: &[u8]) -> Option<(RegionId, i64, u32)> {
     (bytes.len() == 20).then_some((region, revision, sub))
 }
 
+/// Appends the key of the row that says that `lease` is attached to `key`.
+pub fn attached_key(out: &mut Vec<u8>, lease: i64, key: &[u8]) {
+    out.reserve(LEASE_LEN + key.len());
+    out.extend_from_slice(&lease.to_be_bytes());
+    out.extend_from_slice(key);
+}
+
+/// Lease and internal key of an attached key.
+pub fn split_attached_key(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    let (lease, key) = bytes.split_first_chunk::<LEASE_LEN>()?;
+    let lease = i64::from_be_bytes(*lease);
+    (lease != 0).then_some((lease, key))
+}
+
+/// The rows of `lease` whose keys lie in `range`, as start and end; an empty end is unbounded. The end lies behind no row
+/// of another lease.
+pub fn attached_range(lease: i64, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
+    let (mut start, mut end) = (Vec::new(), Vec::new());
+    attached_key(&mut start, lease, &range.start);
+    if !range.end.is_empty() {
+        attached_key(&mut end, lease, &range.end);
+    } else if let Some(next) = (lease as u64).checked_add(1) {
+        end.extend_from_slice(&next.to_be_bytes());
+    }
+    (start, end)
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
@@ -287,6 +345,10 @@ mod tests {
                         StoredKey::AppliedMark { region },
                         StoredKey::Boundary,
                         StoredKey::Lock { key: key.clone(), region: 3, term: sub.into(), seq: u64::MAX },
+                        StoredKey::Lease { id: revision },
+                        StoredKey::Lease { id: -revision },
+                        StoredKey::Attached { lease: revision, key: key.clone() },
+                        StoredKey::Attached { lease: -revision, key: key.clone() },
                     ] {
                         assert_eq!(StoredKey::decode(stored.column_family(), &stored.encode()), Ok(stored));
                     }
@@ -328,12 +390,39 @@ mod tests {
     }
 
     #[test]
+    fn the_keys_of_a_lease_lie_together_in_order() {
+        let leases = [1, 2, 255, 256, i64::MAX, i64::MIN, -2, -1];
+        let mut rows = Vec::new();
+        for lease in leases {
+            rows.extend(
+                keys().into_iter().map(|key| (lease, key.clone(), StoredKey::Attached { lease, key }.encode())),
+            );
+        }
+        assert!(rows.iter().map(|(_, _, row)| row).is_sorted());
+        let all = keys();
+        for lease in leases {
+            for (at, first) in all.iter().enumerate() {
+                for last in all[at..].iter().step_by(9).chain([&Bytes::new()]) {
+                    let range = KeyRange { start: first.clone(), end: last.clone() };
+                    let (start, end) = attached_range(lease, &range);
+                    let inside = rows.iter().filter(|(.., row)| *row >= start && (end.is_empty() || *row < end));
+                    let wanted = rows.iter().filter(|(of, key, _)| *of == lease && range.contains(key));
+                    assert!(inside.eq(wanted), "{lease} {range:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_bytes_are_fixed() {
         let history = StoredKey::History { key: Bytes::from_static(b" a\0b"), revision: 5, sub: 1 };
         let bytes = b" a\0\xffb\0\0\xff\xff\xff\xff\xff\xff\xff\xfa\xff\xff\xff\xfe";
         assert_eq!(history.encode(), bytes);
         let event = StoredKey::Event { region: RegionId(3), revision: 5, sub: 1 };
         assert_eq!(event.encode(), b"\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x05\0\0\0\x01");
+        assert_eq!(StoredKey::Lease { id: 258 }.encode(), b"\x10\0\0\0\0\0\0\x01\x02");
+        let attached = StoredKey::Attached { lease: 258, key: Bytes::from_static(b" a\0b") };
+        assert_eq!(attached.encode(), b"\0\0\0\0\0\0\x01\x02 a\0b");
     }
 
     #[test]
@@ -343,6 +432,12 @@ mod tests {
         }
         for damaged in [&b""[..], b"1", b"1234567", b"123456789", &[0xff; 20], &[0; 21]] {
             assert!(StoredKey::decode(EVENTS, damaged).is_err(), "{damaged:?}");
+        }
+        for damaged in [&b""[..], b"\x1012345678x", b"\x101234567", b" 12345678"] {
+            assert!(StoredKey::decode(LEASES, damaged).is_err(), "{damaged:?}");
+        }
+        for damaged in [&b""[..], b"1234567", b"\0\0\0\0\0\0\0\0 key"] {
+            assert!(StoredKey::decode(ATTACHED, damaged).is_err(), "{damaged:?}");
         }
         assert!(StoredKey::decode("other", b"").is_err());
     }

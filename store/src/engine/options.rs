@@ -5,7 +5,7 @@ use braid_proto::pb::Region;
 use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, Options, SliceTransform};
 
 use super::boundary::Boundary;
-use super::key::{self, EVENTS, HISTORY, LATEST, LOCKS};
+use super::key::{self, ATTACHED, EVENTS, HISTORY, LATEST, LEASES, LOCKS};
 
 /// Bits of bloom filter for each key: about one false positive in a hundred lookups of an absent key.
 const BLOOM_BITS: f64 = 10.0;
@@ -28,7 +28,7 @@ const MEMTABLES_MAX: i32 = 3;
 pub struct EngineOptions {
     /// Block cache that all column families share; filters and indexes of files live in it too.
     pub block_cache_bytes: usize,
-    /// Size of a memtable of live records or history; at most three each. Events take a quarter.
+    /// Size of a memtable of live records or history; at most three each. The others take a quarter.
     pub memtable_bytes: usize,
 }
 
@@ -84,15 +84,36 @@ pub fn column_families(options: &EngineOptions, boundary: &Boundary) -> Vec<Colu
     let mut locks = common(options.memtable_bytes / 4);
     locks.set_block_based_table_factory(&blocks(LATEST_BLOCK_BYTES));
 
+    let mut leases = common(options.memtable_bytes / 4);
+    leases.set_block_based_table_factory(&blocks(LATEST_BLOCK_BYTES));
+    // Written down and removed again; a new leader reads all of them, and must not step over those that are gone.
+    leases.add_compact_on_deletion_collector_factory(DELETES_COMPACTED.0, DELETES_COMPACTED.1, 0.5);
+
+    // Rows without values, in runs: those of a lease. Nobody looks for a single row, and nobody walks from one lease to the
+    // next but a pass over whole files; so the filters hold leases only, and a lease without keys costs no block.
+    let mut attached = common(options.memtable_bytes / 4);
+    let mut attached_blocks = blocks(RUN_BLOCK_BYTES);
+    attached_blocks.set_bloom_filter(BLOOM_BITS, false);
+    attached_blocks.set_whole_key_filtering(false);
+    attached.set_block_based_table_factory(&attached_blocks);
+    attached.set_prefix_extractor(SliceTransform::create_fixed_prefix(key::LEASE_LEN));
+    attached.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+    // Every row is deleted once, many at the same moment. A walk over a lease meets the tombstones of that lease only, as it
+    // ends where the next begins; files of tombstones are compacted all the same, because nothing else makes room for them.
+    attached.add_compact_on_deletion_collector_factory(DELETES_COMPACTED.0, DELETES_COMPACTED.1, 0.5);
+
     vec![
         ColumnFamilyDescriptor::new(LATEST, latest),
         ColumnFamilyDescriptor::new(HISTORY, history),
         ColumnFamilyDescriptor::new(EVENTS, events),
         ColumnFamilyDescriptor::new(LOCKS, locks),
+        ColumnFamilyDescriptor::new(LEASES, leases),
+        ColumnFamilyDescriptor::new(ATTACHED, attached),
     ]
 }
 
-/// Where the data of `region` lies: what a raft snapshot carries and what destroying a peer deletes.
+/// Where the data of `region` lies: what a raft snapshot carries and what destroying a peer deletes. Rows of `attached` lie
+/// between those of other regions, and are made from the records instead (`attached`).
 pub fn data_ranges(region: &Region) -> Vec<DataRange> {
     let range = region.range();
     let (history_start, history_end) = key::history_range(&range);
@@ -107,5 +128,6 @@ pub fn data_ranges(region: &Region) -> Vec<DataRange> {
         DataRange { cf: HISTORY, start: history_start.clone(), end: history_end.clone() },
         DataRange { cf: EVENTS, start: region.id.to_be_bytes().to_vec(), end: events_end },
         DataRange { cf: LOCKS, start: history_start, end: history_end },
+        DataRange { cf: LEASES, start: range.start.to_vec(), end: range.end.to_vec() },
     ]
 }

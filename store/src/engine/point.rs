@@ -107,6 +107,11 @@ impl BaseView for RegionData {
         Reader::now(&self.db).scan_latest(range, visit)
     }
 
+    fn attached(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        // Rows and records of one moment.
+        self.snapshot()?.attached(lease, range, visit)
+    }
+
     fn count(&self, range: &KeyRange, except: &[&[u8]]) -> Result<u64, Damaged> {
         self.snapshot()?.count(range, except)
     }
@@ -149,6 +154,8 @@ impl Without<'_> {
 }
 
 impl BaseView for Without<'_> {
+    // `attached` stays the walk over what `scan` visits: nothing that is answered with ranges left out asks for it.
+
     fn boundary(&self) -> i64 {
         self.base.boundary()
     }
@@ -228,6 +235,10 @@ impl BaseView for Counting<'_> {
 
     fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
         self.snapshot.scan(range, visit)
+    }
+
+    fn attached(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.snapshot.attached(lease, range, visit)
     }
 
     fn count(&self, range: &KeyRange, except: &[&[u8]]) -> Result<u64, Damaged> {

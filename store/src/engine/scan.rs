@@ -61,7 +61,8 @@ pub fn decode_live<'a>(key: &[u8], value: &'a [u8]) -> Result<Live<'a>, Damaged>
     Ok(Live { sub, head, record: rest })
 }
 
-fn decode_record(key: &[u8], record: &[u8]) -> Result<Record, Damaged> {
+/// The record whose stored form is `record`.
+pub fn decode_record(key: &[u8], record: &[u8]) -> Result<Record, Damaged> {
     Record::decode(record).map_err(|why| damaged_record(key, &why))
 }
 

@@ -94,6 +94,10 @@ impl BaseView for Snapshot {
         self.reader().scan_latest(range, visit)
     }
 
+    fn attached(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        self.reader().scan_attached(lease, range, visit)
+    }
+
     fn count(&self, range: &KeyRange, except: &[&[u8]]) -> Result<u64, Damaged> {
         let reader = self.reader();
         let mut walk = |part: &KeyRange| reader.count_latest(part);

@@ -167,7 +167,7 @@ fn every_read_at_every_revision_shows_what_was() {
         let keys = 40;
         for step in 0..150 {
             let txns: Vec<TxnEffect> = (0..=random.below(3)).map(|_| history.txn(&mut random, keys)).collect();
-            data.apply(&txns, &[], WriteBatch::default()).expect("applied");
+            data.apply(&txns, &[], &[], WriteBatch::default()).expect("applied");
             if step == 60 {
                 // What only memory knew is read from disk from now on.
                 data.trim();
@@ -212,9 +212,35 @@ fn several_transactions_of_one_batch_may_change_the_same_key() {
         revision: 4,
         changes: vec![pb::Change { key: key.clone(), supersedes: 3, delete: true, ..Default::default() }],
     };
-    data.apply(&[put(2, 0, 1), put(3, 2, 2), gone], &[], WriteBatch::default()).expect("applied");
+    data.apply(&[put(2, 0, 1), put(3, 2, 2), gone], &[], &[], WriteBatch::default()).expect("applied");
     let value = |revision| data.get_at(&key, revision).expect("readable").map(|record| record.value);
     assert_eq!([value(1), value(2), value(3), value(4)], [None, Some("2".into()), Some("3".into()), None]);
+}
+
+#[test]
+fn what_is_superseded_is_handed_to_whoever_wants_it() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
+    let txn = |revision: i64, supersedes: [i64; 2]| {
+        let change = |(name, supersedes): (&str, i64)| pb::Change {
+            key: user_key(name.as_bytes()),
+            supersedes,
+            create_revision: 2,
+            version: revision - 1,
+            value: Bytes::from(format!("{name}{revision}")),
+            ..Default::default()
+        };
+        let changes = ["k", "l"].into_iter().zip(supersedes).map(change).collect();
+        TxnEffect { subs: vec![1, 4], revision, changes }
+    };
+    data.apply(&[txn(2, [0, 0])], &[], &[], WriteBatch::default()).expect("applied");
+    // From disk, and from the same batch; of one key only.
+    let txns = [txn(3, [2, 2]), txn(4, [3, 3])];
+    let wanted = |key: &[u8]| key == user_key(b"l");
+    let superseded = data.apply_keeping(&txns, &[], &[], WriteBatch::default(), &wanted).expect("applied");
+    let value = |revision, sub| superseded.get(revision, sub).map(|record| (record.mod_revision, record.value.clone()));
+    assert_eq!([value(3, 1), value(4, 1)], [None, None], "nobody wants it");
+    assert_eq!([value(3, 4), value(4, 4)], [Some((2, "l2".into())), Some((3, "l3".into()))]);
 }
 
 #[test]
@@ -224,7 +250,7 @@ fn a_change_that_contradicts_the_data_is_refused_and_leaves_nothing() {
     let change =
         pb::Change { key: user_key(b"k"), supersedes: 9, create_revision: 2, version: 2, ..Default::default() };
     let txn = TxnEffect { revision: 10, changes: vec![change], subs: Vec::new() };
-    assert!(data.apply(&[txn], &[], WriteBatch::default()).is_err());
+    assert!(data.apply(&[txn], &[], &[], WriteBatch::default()).is_err());
     assert_eq!(data.get_latest(&user_key(b"k")), Ok(None));
 }
 
@@ -243,7 +269,7 @@ fn counts_stay_right_while_a_region_is_filled_and_split() {
             let change = pb::Change { key: key(n), create_revision: revision, version: 1, ..Default::default() };
             TxnEffect { revision, changes: vec![change], subs: Vec::new() }
         });
-        data.apply(&txns.collect::<Vec<_>>(), &[], WriteBatch::default()).expect("applied");
+        data.apply(&txns.collect::<Vec<_>>(), &[], &[], WriteBatch::default()).expect("applied");
         let snapshot = data.snapshot().expect("readable");
         assert_eq!(snapshot.count(&whole, &[]), Ok((batch + 1) * 200));
     }
@@ -274,7 +300,7 @@ fn changes_since_a_revision_come_in_order_from_memory_and_from_disk() {
         let txn = history.txn(&mut random, 30);
         let subs = txn.changes.iter().enumerate();
         made.extend(subs.map(|(sub, change)| (txn.revision, sub as u32, change.key.clone())));
-        data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+        data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
     }
     let reopened = RegionData::open(db, &region(), Arc::default());
     for data in [&data, &reopened] {

@@ -35,7 +35,7 @@ impl Scene {
             let txn = self.history.txn(&mut self.random, KEYS);
             let changes = (0_u32..).zip(&txn.changes);
             self.made.extend(changes.map(|(sub, change)| (txn.revision, sub, change.key.clone())));
-            self.data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+            self.data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
         }
     }
 
@@ -205,7 +205,7 @@ fn a_deleted_key_never_comes_back() {
         changes: vec![pb::Change { key: key.clone(), supersedes, delete: true, ..Default::default() }],
         ..Default::default()
     };
-    let apply = |scene: &Scene, txn| scene.data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+    let apply = |scene: &Scene, txn| scene.data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
     apply(&scene, put(2, 0, 1, 2));
     apply(&scene, put(3, 2, 2, 2));
     scene.flush();
@@ -288,7 +288,7 @@ fn a_child_opened_above_what_was_dropped_does_not_claim_to_know_it() {
     let put = TxnEffect { revision: revision + 1, changes: vec![change], ..Default::default() };
     let change = pb::Change { key: key.clone(), supersedes: revision + 1, delete: true, ..Default::default() };
     let delete = TxnEffect { revision: revision + 2, changes: vec![change], ..Default::default() };
-    scene.data.apply(&[put, delete], &[], WriteBatch::default()).expect("applied");
+    scene.data.apply(&[put, delete], &[], &[], WriteBatch::default()).expect("applied");
     scene.boundary.raise(revision + 3).expect("written");
     scene.compact_all();
     let child = Region { id: 8, start: user_key(b"l"), ..region() };
@@ -307,7 +307,7 @@ fn parts_of_a_transaction_keep_the_places_that_they_name() {
     let mut scene = Scene::new(1);
     let put = |key: &[u8]| pb::Change { key: user_key(key), create_revision: 5, version: 1, ..Default::default() };
     let mut part = TxnEffect { revision: 5, changes: vec![put(b"a"), put(b"b")], subs: vec![3, 8] };
-    scene.data.apply(&[part.clone()], &[], WriteBatch::default()).expect("applied");
+    scene.data.apply(&[part.clone()], &[], &[], WriteBatch::default()).expect("applied");
     scene.made = vec![(5, 3, user_key(b"a")), (5, 8, user_key(b"b"))];
     scene.check_changes_after(4);
     scene.data.trim();
@@ -315,6 +315,6 @@ fn parts_of_a_transaction_keep_the_places_that_they_name() {
     for subs in [vec![1], vec![1, 1], vec![2, 1], vec![1, 2, 3]] {
         part.subs = subs;
         part.revision += 1;
-        assert!(scene.data.apply(&[part.clone()], &[], WriteBatch::default()).is_err());
+        assert!(scene.data.apply(&[part.clone()], &[], &[], WriteBatch::default()).is_err());
     }
 }

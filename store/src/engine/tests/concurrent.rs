@@ -70,7 +70,7 @@ fn check_moment(data: &RegionData) {
 fn every_moment_is_whole_while_another_thread_applies() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let data = RegionData::open(open(&dir), &region(), Arc::default());
-    data.apply(&[window(2)], &[], WriteBatch::default()).expect("applied");
+    data.apply(&[window(2)], &[], &[], WriteBatch::default()).expect("applied");
     let (done, looks) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..2)
@@ -91,7 +91,7 @@ fn every_moment_is_whole_while_another_thread_applies() {
         {
             let batch = 1 + revision % 4;
             let txns: Vec<TxnEffect> = (revision..revision + batch).map(window).collect();
-            data.apply(&txns, &[], WriteBatch::default()).expect("applied");
+            data.apply(&txns, &[], &[], WriteBatch::default()).expect("applied");
             revision += batch;
         }
         done.store(true, Ordering::Release);

@@ -18,7 +18,7 @@ fn scene() -> (TempDir, Arc<DB>, RegionData) {
             ..Default::default()
         }],
     };
-    data.apply(&[put(2, 0, 1), put(3, 2, 2)], &[], WriteBatch::default()).expect("applied");
+    data.apply(&[put(2, 0, 1), put(3, 2, 2)], &[], &[], WriteBatch::default()).expect("applied");
     (dir, db, data)
 }
 
@@ -49,8 +49,12 @@ fn a_damaged_live_record_fails_every_read_of_it() {
         );
         let next =
             pb::Change { key: user_key(b"k"), supersedes: 3, create_revision: 2, version: 3, ..Default::default() };
-        let text =
-            data.apply(&[TxnEffect { revision: 4, changes: vec![next], subs: Vec::new() }], &[], WriteBatch::default());
+        let text = data.apply(
+            &[TxnEffect { revision: 4, changes: vec![next], subs: Vec::new() }],
+            &[],
+            &[],
+            WriteBatch::default(),
+        );
         assert!(text.expect_err("it cannot be superseded").0.contains(" k"), "the text names the key");
     }
 }
@@ -79,5 +83,5 @@ fn damaged_events_fail_what_needs_them() {
     let opened = RegionData::open(db, &region(), Arc::default());
     assert!(opened.get_latest(&user_key(b"k")).is_err());
     assert!(opened.snapshot().is_err());
-    assert!(opened.apply(&[], &[], WriteBatch::default()).is_err());
+    assert!(opened.apply(&[], &[], &[], WriteBatch::default()).is_err());
 }

@@ -111,7 +111,7 @@ fn keys_with_thirty_versions_and_zero_bytes_are_read_at_every_revision() {
                     _ => txns.push(naive.txn(&[(name, Some(&value))])),
                 }
             }
-            data.apply(&txns, &[], WriteBatch::default()).expect("applied");
+            data.apply(&txns, &[], &[], WriteBatch::default()).expect("applied");
             if round == 15 {
                 for family in [LATEST, HISTORY] {
                     db.flush_cf(db.cf_handle(family).expect("a family of the engine")).expect("flushed");
@@ -138,9 +138,9 @@ fn several_changes_of_a_key_at_one_revision_leave_the_last_and_keep_the_others()
         naive.txn(&[(b"a", None), (b"b", None)]),
     ];
     // One batch, then each by itself onto what the one before left on disk.
-    data.apply(&txns[..1], &[], WriteBatch::default()).expect("applied");
-    data.apply(&txns[1..3], &[], WriteBatch::default()).expect("applied");
-    data.apply(&txns[3..], &[], WriteBatch::default()).expect("applied");
+    data.apply(&txns[..1], &[], &[], WriteBatch::default()).expect("applied");
+    data.apply(&txns[1..3], &[], &[], WriteBatch::default()).expect("applied");
+    data.apply(&txns[3..], &[], &[], WriteBatch::default()).expect("applied");
     let names: Vec<Vec<u8>> = NAMES.iter().map(|name| name.to_vec()).collect();
     for revision in 0..=6 {
         check_all_ways(&data, &naive.history, revision, &ranges(&names));
@@ -181,7 +181,7 @@ fn reads_far_below_the_newest_revision_agree_whichever_way_they_take() {
                 _ => txns.push(naive.txn(&[(name, Some("v"))])),
             }
         }
-        data.apply(&txns, &[], WriteBatch::default()).expect("applied");
+        data.apply(&txns, &[], &[], WriteBatch::default()).expect("applied");
     }
     let newest = naive.history.revision;
     assert!(newest as usize > recent::CHUNK_ROWS * recent::CHUNKS_MAX, "memory keeps no more than a part");
@@ -207,7 +207,7 @@ fn deletes_of_whole_ranges_keep_what_they_delete() {
     naive.history.revision = 1;
     let names: Vec<Vec<u8>> = (0..200).map(|i| format!("k{i:04}").into_bytes()).collect();
     let puts: Vec<TxnEffect> = names.iter().map(|name| naive.txn(&[(name, Some("v"))])).collect();
-    data.apply(&puts, &[], WriteBatch::default()).expect("applied");
+    data.apply(&puts, &[], &[], WriteBatch::default()).expect("applied");
     // In the same batch: an overwrite, a delete of most neighbours (with a gap), and one of some that is not in key order.
     let overwrite = naive.txn(&[(&names[40], Some("new"))]);
     let gap = |i: &usize| *i != 60 && *i != 61;
@@ -215,7 +215,7 @@ fn deletes_of_whole_ranges_keep_what_they_delete() {
     let run = naive.txn(&run);
     let mixed: Vec<(&[u8], Option<&str>)> = (150..200).rev().map(|i| (&names[i][..], None)).collect();
     let mixed = naive.txn(&mixed);
-    data.apply(&[overwrite, run, mixed], &[], WriteBatch::default()).expect("applied");
+    data.apply(&[overwrite, run, mixed], &[], &[], WriteBatch::default()).expect("applied");
     for revision in [1, 2, 100, 201, 202, 203, 204] {
         check_all_ways(&data, &naive.history, revision, &[whole()]);
     }

@@ -76,7 +76,7 @@ fn scene(transactions: u64) -> Scene {
         let txn = history.txn(&mut random, KEYS);
         let changes = (0_u32..).zip(&txn.changes);
         made.extend(changes.map(|(sub, change)| (txn.revision, sub, change.key.clone())));
-        data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+        data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
     }
     Scene { dir, db, boundary, data, history, made }
 }
@@ -128,7 +128,7 @@ fn large_pasts_come_in_pages() {
     };
     // One transaction: pages end inside of a revision.
     let txn = TxnEffect { revision: 2, changes: (0..puts).map(change).collect(), subs: Vec::new() };
-    data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+    data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
     let child = RegionData::open(Arc::clone(&db), &Region { id: 8, ..region() }, Arc::default());
     let reopened = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     for data in [&reopened, &child] {

@@ -13,9 +13,9 @@ fn what_is_gone_is_read_around() {
     for n in 0..50 {
         let change = pb::Change { key: name(n), create_revision: n + 2, version: 1, ..Default::default() };
         let txn = TxnEffect { revision: n + 2, changes: vec![change], subs: Vec::new() };
-        all.apply(std::slice::from_ref(&txn), &[], WriteBatch::default()).expect("applied");
+        all.apply(std::slice::from_ref(&txn), &[], &[], WriteBatch::default()).expect("applied");
         if !gone.iter().any(|gone| gone.contains(&name(n))) {
-            rest.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+            rest.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
         }
     }
     let ranges =

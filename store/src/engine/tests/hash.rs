@@ -81,7 +81,7 @@ fn replicas_agree_whatever_each_has_dropped() {
             for _ in 0..=random.below(6) {
                 let txn = history.txn(&mut random, KEYS);
                 for replica in [&keeps, &drops] {
-                    replica.data.apply(std::slice::from_ref(&txn), &[], WriteBatch::default()).expect("applied");
+                    replica.data.apply(std::slice::from_ref(&txn), &[], &[], WriteBatch::default()).expect("applied");
                 }
             }
             let newest = history.revision;
@@ -113,7 +113,7 @@ fn parts_make_the_whole() {
     let mut history = History { revision: 1, ..Default::default() };
     let replica = Replica::new();
     for _ in 0..80 {
-        replica.data.apply(&[history.txn(&mut random, KEYS)], &[], WriteBatch::default()).expect("applied");
+        replica.data.apply(&[history.txn(&mut random, KEYS)], &[], &[], WriteBatch::default()).expect("applied");
     }
     let newest = history.revision;
     let whole = replica.hash(&user_keys(), 5, newest).expect("hashed");
@@ -133,7 +133,7 @@ fn damage_anywhere_makes_another_hash() {
     let mut history = History { revision: 1, ..Default::default() };
     let replica = Replica::new();
     for _ in 0..60 {
-        replica.data.apply(&[history.txn(&mut random, KEYS)], &[], WriteBatch::default()).expect("applied");
+        replica.data.apply(&[history.txn(&mut random, KEYS)], &[], &[], WriteBatch::default()).expect("applied");
     }
     let newest = history.revision;
     let hash = || replica.hash(&user_keys(), 0, newest).expect("hashed");
@@ -174,7 +174,7 @@ fn what_the_store_may_have_dropped_is_not_hashed() {
     let mut history = History { revision: 1, ..Default::default() };
     let replica = Replica::new();
     for _ in 0..20 {
-        replica.data.apply(&[history.txn(&mut random, KEYS)], &[], WriteBatch::default()).expect("applied");
+        replica.data.apply(&[history.txn(&mut random, KEYS)], &[], &[], WriteBatch::default()).expect("applied");
     }
     replica.boundary.raise(10).expect("raised");
     let newest = history.revision;
@@ -191,7 +191,7 @@ fn a_scan_that_nobody_waits_for_ends() {
         let key = user_key(format!("{revision}").as_bytes());
         let change = pb::Change { key, create_revision: revision, version: 1, ..Default::default() };
         let txn = TxnEffect { revision, changes: vec![change], subs: Vec::new() };
-        replica.data.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+        replica.data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
     }
     let looks = Cell::new(0);
     let go_on = || {

@@ -40,7 +40,7 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
         let mut history = History { revision: 1, ..Default::default() };
         for _ in 0..60 {
             let txn = history.txn(&mut random, 40);
-            parent.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+            parent.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
         }
         let before = history.revision;
         let (left_region, right_region) = at_20();
@@ -62,12 +62,14 @@ fn both_sides_of_a_split_read_what_was_before_it_and_after() {
             left.apply(
                 &[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }],
                 &[],
+                &[],
                 WriteBatch::default(),
             )
             .expect("applied");
             right
                 .apply(
                     &[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }],
+                    &[],
                     &[],
                     WriteBatch::default(),
                 )
@@ -95,7 +97,7 @@ fn a_child_says_which_changes_it_does_not_know() {
     let mut history = History { revision: 1, ..Default::default() };
     while history.live(&at_20().1.range(), i64::MAX).is_empty() {
         let txn = history.txn(&mut random, 40);
-        parent.apply(&[txn], &[], WriteBatch::default()).expect("applied");
+        parent.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
     }
     let split_at = parent.max_applied();
     let child = RegionData::open(Arc::clone(&db), &at_20().1, Arc::default());
@@ -105,6 +107,7 @@ fn a_child_says_which_changes_it_does_not_know() {
     child
         .apply(
             &[TxnEffect { revision: split_at + 5, changes: vec![fresh], subs: Vec::new() }],
+            &[],
             &[],
             WriteBatch::default(),
         )
@@ -131,7 +134,7 @@ fn an_empty_region_knows_everything_there_is() {
     let parent = RegionData::open(Arc::clone(&db), &region(), Arc::default());
     let put = pb::Change { key: key(1), create_revision: 2, version: 1, ..Default::default() };
     parent
-        .apply(&[TxnEffect { revision: 2, changes: vec![put], subs: Vec::new() }], &[], WriteBatch::default())
+        .apply(&[TxnEffect { revision: 2, changes: vec![put], subs: Vec::new() }], &[], &[], WriteBatch::default())
         .expect("applied");
     let (_, right) = at_20();
     let child = RegionData::open(db, &right, Arc::default());
@@ -152,10 +155,20 @@ fn the_data_of_a_region_lies_in_its_ranges_and_nowhere_else() {
     for _ in 0..60 {
         let mut txn = history.txn(&mut random, 40);
         let (low, high) = std::mem::take(&mut txn.changes).into_iter().partition(|change| change.key < key(20));
-        left.apply(&[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }], &[], WriteBatch::default())
-            .expect("applied");
+        left.apply(
+            &[TxnEffect { revision: txn.revision, changes: low, subs: Vec::new() }],
+            &[],
+            &[],
+            WriteBatch::default(),
+        )
+        .expect("applied");
         right
-            .apply(&[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }], &[], WriteBatch::default())
+            .apply(
+                &[TxnEffect { revision: txn.revision, changes: high, subs: Vec::new() }],
+                &[],
+                &[],
+                WriteBatch::default(),
+            )
             .expect("applied");
     }
     // What destroying the left peer does.
@@ -190,8 +203,8 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
     let all = 100..300_u64;
     let created: Vec<TxnEffect> = all.clone().map(|n| put(2, n, 0)).collect();
     let updated: Vec<TxnEffect> = all.clone().map(|n| put(3, n, 2)).collect();
-    data.apply(&created, &[], WriteBatch::default()).expect("applied");
-    data.apply(&updated, &[], WriteBatch::default()).expect("applied");
+    data.apply(&created, &[], &[], WriteBatch::default()).expect("applied");
+    data.apply(&updated, &[], &[], WriteBatch::default()).expect("applied");
     let history = db.cf_handle(HISTORY).expect("a family of the engine");
     let walked = || {
         let lies = data_ranges(&side).into_iter().find(|lies| lies.cf == HISTORY).expect("history is data");
@@ -219,7 +232,7 @@ fn a_plain_walk_over_the_ranges_of_a_region_meets_every_row() {
     db.flush_cf(history).expect("flushed");
     assert_eq!(walked(), (200, 200), "in a file");
     let again: Vec<TxnEffect> = all.clone().map(|n| put(4, n, 3)).collect();
-    data.apply(&again, &[], WriteBatch::default()).expect("applied");
+    data.apply(&again, &[], &[], WriteBatch::default()).expect("applied");
     db.flush_cf(history).expect("flushed");
     assert_eq!(walked(), (400, 400), "in two files");
     db.compact_range_cf(history, None::<&[u8]>, None::<&[u8]>);
@@ -249,7 +262,7 @@ fn a_region_between_others_counts_its_own_keys() {
         let put = pb::Change { key: key(n), create_revision: revision, version: 1, ..Default::default() };
         let (data, _) = sides.iter().find(|(_, side)| side.range().contains(&put.key)).expect("no gap");
         let effect = TxnEffect { revision, changes: vec![put], subs: Vec::new() };
-        data.apply(&[effect], &[], WriteBatch::default()).expect("applied");
+        data.apply(&[effect], &[], &[], WriteBatch::default()).expect("applied");
     }
     let count = |data: &RegionData, side: &Region| data.snapshot().expect("readable").count_at(&side.range(), revision);
     let (middle, whole) = &sides[1];
