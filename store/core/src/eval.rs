@@ -12,6 +12,7 @@
 //! API checks (empty keys, operation counts, duplicate keys, sort options) are the proxy's. What slips through the
 //! duplicate rule's two blind spots, the same key put and deleted in one transaction, runs in the order of operations.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use braid_proto::error::EtcdStatus;
@@ -93,7 +94,7 @@ fn txn_puts(txn: &TxnRequest) -> bool {
 
 /// What an evaluation knows beside the data.
 #[derive(Clone, Copy, Debug)]
-pub struct Context {
+pub struct Context<'a> {
     /// Newest revision this process has heard of, sampled before the evaluation: the item's own number is greater.
     pub heard: i64,
     /// A bound was taken for this item after it arrived, and `heard` is not below it: a revision above `heard` has
@@ -105,9 +106,20 @@ pub struct Context {
     pub effect_bytes_max: usize,
     /// Most changes; beyond it the request is too large.
     pub effect_changes_max: usize,
+    /// Which leases a put may name.
+    pub leases: Leases<'a>,
 }
 
-impl Default for Context {
+/// What is known of leases. A put that names one of which nothing is known waits for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Leases<'a> {
+    /// These exist and are registered for every key that the request may put; `None`: none.
+    pub attached: Option<&'a HashSet<i64>>,
+    /// These did not exist at some moment since the request arrived.
+    pub missing: &'a [i64],
+}
+
+impl Default for Context<'_> {
     fn default() -> Self {
         Self {
             heard: 0,
@@ -115,6 +127,7 @@ impl Default for Context {
             compacted: 0,
             effect_bytes_max: EFFECT_BYTES_MAX,
             effect_changes_max: EFFECT_CHANGES_MAX,
+            leases: Leases::default(),
         }
     }
 }
@@ -163,13 +176,15 @@ pub enum WaitFor {
     Applied(u64),
     /// A bound taken from now on: the request names a revision that nobody here has heard of.
     Bound,
+    /// Whether this lease exists, and its registration for the keys of the request.
+    Lease(i64),
 }
 
 /// Evaluates `request`.
 ///
 /// # Errors
 /// The data under `view` cannot be read.
-pub fn evaluate(request: &Request, view: &View<'_>, context: &Context) -> Result<Evaluated, Damaged> {
+pub fn evaluate(request: &Request, view: &View<'_>, context: &Context<'_>) -> Result<Evaluated, Damaged> {
     let mut run = Run::new(view, context);
     let result = match request {
         Request::Put(put) => op::put_alone(&mut run, put).map(region_response::Result::Put),

@@ -24,9 +24,12 @@
 //! front of evaluations (`locks`), and whoever meets one is parked until it goes (rule M2). Such items take no number
 //! here, but for a decision; where nothing that takes one lies before them they are proposed at once.
 //!
+//! Leases go the same way (`lease_work`): the records of those that lie here are kept in a table (`leases`), and a put with
+//! one of which nothing is known waits until the region of its record has been asked.
+//!
 //! Everything belongs to one term (rule O1): losing it answers what certainly did not happen with a refusal, and leaves
-//! proposed entries to their outcome. Deliberately absent: time (the sequencer's client has the deadline), leases (the
-//! shell checks them, last), retries.
+//! proposed entries to their outcome. Deliberately absent: clocks (the shell says what time it is, the sequencer's client has
+//! the deadline), the leader's own lease (the shell checks it, last), retries.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,16 +37,18 @@ use braid_proto::error::EtcdStatus;
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{
-    self, LockRow, LockToken, Peer, Refusal, Region, RegionEntry, RegionResponse, Share, StoredLock, TxnEffect, TxnId,
-    refusal, region_response,
+    self, LeaseRange, LeaseRow, LockRow, LockToken, Peer, Refusal, Region, RegionEntry, RegionResponse, Share,
+    StoredLease, StoredLock, TxnEffect, TxnId, refusal, region_response,
 };
 use bytes::Bytes;
 use prost::Message;
 
-use crate::eval::{self, Context, Evaluated, Request, WaitFor};
+use crate::eval::{self, Context, Evaluated, Leases, Request, WaitFor};
 use crate::overlay::Overlay;
 use crate::view::{BaseView, Damaged, View};
 
+mod lease_work;
+mod leases;
 mod locks;
 mod multi;
 mod numbers;
@@ -52,6 +57,9 @@ mod random;
 #[cfg(test)]
 mod tests;
 
+use lease_work::Waiting;
+pub use lease_work::{LeaseState, LeaseWork, Registered};
+pub use leases::{CHECKPOINT_MS, EXPIRING_MAX, EXTENSION_MS, Keep, LeaseTable};
 pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
 use locks::{Denied, LockTable};
 pub use multi::{Blocker, Outcome};
@@ -153,6 +161,23 @@ pub enum Effect<R, W> {
         /// Its primary key.
         primary: Bytes,
     },
+    /// See that `range` is in the record of `lease`, if there is one, and say so with [`Pipeline::registered`].
+    Register {
+        /// What to answer with.
+        question: u64,
+        /// The lease.
+        lease: i64,
+        /// What shall have its keys.
+        range: KeyRange,
+    },
+    /// Nothing is attached to `lease` any more: see that its keys go, which lie in `ranges`, however often it must be tried,
+    /// and submit [`LeaseWork::Remove`] then.
+    Revoke {
+        /// The lease.
+        lease: i64,
+        /// Where its keys are.
+        ranges: Vec<LeaseRange>,
+    },
 }
 
 /// How a reader's wait ended.
@@ -186,6 +211,19 @@ pub enum Work {
     Abort(LockToken),
     /// The region's own: remove the records whose shares are done.
     Forget,
+    /// Something about a lease.
+    Lease {
+        /// What.
+        work: LeaseWork,
+        /// What it waits for, as last seen; nobody overtakes it there.
+        accesses: Vec<(KeyRange, bool)>,
+    },
+}
+
+impl From<LeaseWork> for Work {
+    fn from(work: LeaseWork) -> Self {
+        Self::Lease { work, accesses: Vec::new() }
+    }
 }
 
 /// What the sequencer gave.
@@ -203,6 +241,8 @@ struct Queued<R> {
     work: Work,
     epoch: pb::RegionEpoch,
     span_ok: bool,
+    /// Leases that did not exist when they were asked for on its behalf.
+    missing: Vec<i64>,
 }
 
 /// Which revision an item has.
@@ -214,6 +254,8 @@ enum Numbering {
     Own,
     /// It changes keys at a revision that was given elsewhere.
     Known(i64),
+    /// It changes no key, and its answer says the counter before it.
+    Beside,
     /// It changes no key.
     None,
 }
@@ -228,6 +270,8 @@ struct Item<R> {
     seq: u64,
     /// Rows of locks that it writes. Its own decision's row lacks the revision until that is known.
     locks: Vec<LockRow>,
+    /// Records of leases that it writes.
+    leases: Vec<LeaseRow>,
     rests_on: Option<u64>,
     bytes: usize,
     /// Overlay entries above this seq may be named by its placeholders.
@@ -290,6 +334,10 @@ pub struct Pipeline<R, W> {
     denied: Denied,
     /// Readers that wait for a lock to go.
     lock_readers: Vec<(LockToken, W)>,
+    leases: LeaseTable,
+    waiting: Waiting<R, W>,
+    /// Milliseconds of the shell's clock.
+    now: u64,
     in_flight_bytes: usize,
     compacted: i64,
     barrier: Option<Barrier>,
@@ -332,6 +380,9 @@ impl<R, W> Pipeline<R, W> {
             parked: VecDeque::new(),
             denied: Denied::default(),
             lock_readers: Vec::new(),
+            leases: LeaseTable::default(),
+            waiting: Waiting::default(),
+            now: 0,
             in_flight_bytes: 0,
             compacted: 0,
             barrier: None,
@@ -361,17 +412,32 @@ impl<R, W> Pipeline<R, W> {
     /// Requests and readers that wait here, and entries in flight: what a report shows.
     pub fn depth(&self) -> (usize, usize) {
         let batch = self.batch.as_ref().map_or(0, |batch| batch.items.len());
-        (self.queue.len() + self.parked.len() + self.ready.len() + batch, self.entries.len())
+        let waiting = self.parked.len() + self.waiting.queued();
+        (self.queue.len() + waiting + self.ready.len() + batch, self.entries.len())
     }
 
-    /// This peer leads `term` and has applied the term's first entry. `locks`: the rows that are applied now (rule O2).
-    pub fn on_leader(&mut self, term: Term, locks: Vec<StoredLock>, effects: &mut Vec<Effect<R, W>>) {
+    /// It is `now`, in milliseconds of a clock that never goes back. To be said before every event.
+    pub fn at(&mut self, now: u64) {
+        self.now = self.now.max(now);
+    }
+
+    /// This peer leads `term` and has applied the term's first entry. `locks`, `leases`: the rows that are applied now
+    /// (rule O2).
+    pub fn on_leader(
+        &mut self,
+        term: Term,
+        locks: Vec<StoredLock>,
+        leases: Vec<(i64, StoredLease)>,
+        effects: &mut Vec<Effect<R, W>>,
+    ) {
         if term >= self.newest_term {
             self.newest_term = term;
             self.leading = Some(term);
             self.leader = None;
             self.locks = LockTable::load(locks);
+            self.leases = LeaseTable::load(leases, self.now);
             self.carry_all(effects);
+            self.revoke_all(effects);
         }
     }
 
@@ -403,10 +469,10 @@ impl<R, W> Pipeline<R, W> {
         if self.leading.is_none() {
             return effects.push(refuse(to, self.not_leader()));
         }
-        if self.queue.len() + self.parked.len() >= QUEUE_MAX {
+        if self.queue.len() + self.parked.len() + self.waiting.queued() >= QUEUE_MAX {
             return effects.push(refuse(to, busy("the region's queue is full")));
         }
-        self.queue.push_back(Queued { to: Some(to), work, epoch, span_ok });
+        self.queue.push_back(Queued { to: Some(to), work, epoch, span_ok, missing: Vec::new() });
     }
 
     /// Evaluates what can be evaluated and starts numbering if it may. Call after every event.
@@ -465,6 +531,7 @@ impl<R, W> Pipeline<R, W> {
         if let Some(first) = first {
             self.overlay.truncate(first);
             self.locks.truncate(first);
+            self.truncate_leases(first, effects);
             self.wake_from(first, effects);
             self.schedule_steps();
         }
@@ -500,9 +567,10 @@ impl<R, W> Pipeline<R, W> {
     }
 
     /// The applied region changed.
-    pub fn on_region(&mut self, region: Region) {
+    pub fn on_region(&mut self, region: Region, effects: &mut Vec<Effect<R, W>>) {
         self.locks.cut(&region.range());
         self.region = region;
+        self.cut_leases(effects);
         self.unpark();
     }
 
@@ -563,15 +631,24 @@ impl<R, W> Pipeline<R, W> {
                 effects.extend(head.to.map(|to| refuse(to, self.epoch_mismatch())));
                 continue;
             }
-            let Work::Evaluate(request) = &head.work else {
-                self.evaluate_multi(head, base, heard, effects)?;
-                continue;
+            let request = match &head.work {
+                Work::Evaluate(request) => request,
+                Work::Lease { .. } => {
+                    self.evaluate_lease(head, base, heard, effects)?;
+                    continue;
+                }
+                _ => {
+                    self.evaluate_multi(head, base, heard, effects)?;
+                    continue;
+                }
             };
             if !self.locks.is_empty() && self.locks.hinder(&request.accesses()) {
                 self.parked.push_back(head);
                 continue;
             }
+            let leases = Leases { attached: Some(self.waiting.attached()), missing: &head.missing };
             let context = Context {
+                leases,
                 heard,
                 heard_is_fresh: std::mem::take(&mut self.bound_is_fresh),
                 compacted: self.compacted,
@@ -596,6 +673,7 @@ impl<R, W> Pipeline<R, W> {
 
     fn evaluated(&mut self, head: Queued<R>, evaluated: Evaluated, heard: i64, effects: &mut Vec<Effect<R, W>>) {
         match evaluated {
+            Evaluated::Wait(WaitFor::Lease(lease)) => self.park_unattached(head, lease, effects),
             Evaluated::Wait(wait) => self.block(head, wait, effects),
             Evaluated::TooLarge => {
                 let reason = Some(refusal::Reason::TooLarge(pb::TooLarge {}));
@@ -630,6 +708,7 @@ impl<R, W> Pipeline<R, W> {
             subs: Vec::new(),
             seq,
             locks: Vec::new(),
+            leases: Vec::new(),
             rests_on: None,
             bytes: 0,
             floor: self.applied,
@@ -638,7 +717,8 @@ impl<R, W> Pipeline<R, W> {
 
     fn push_item(&mut self, mut item: Item<R>) {
         let changes: usize = item.changes.iter().map(|change| change.key.len() + change.value.len() + 64).sum();
-        item.bytes = changes + item.locks.iter().map(Message::encoded_len).sum::<usize>();
+        let locks: usize = item.locks.iter().map(Message::encoded_len).sum();
+        item.bytes = changes + locks + item.leases.iter().map(Message::encoded_len).sum::<usize>();
         self.in_flight_bytes += item.bytes;
         self.ready.push_back(item);
     }
@@ -653,6 +733,7 @@ impl<R, W> Pipeline<R, W> {
             WaitFor::Number(seq) => self.numbers.knows(seq) || seq <= self.applied,
             WaitFor::Applied(seq) => seq <= self.applied,
             WaitFor::Bound => false,
+            WaitFor::Lease(_) => unreachable!("it is parked, and holds nobody up"),
         };
         assert!(!satisfied, "evaluation waits for {wait:?}, which has already happened");
         if matches!(wait, WaitFor::Bound) {
@@ -721,7 +802,7 @@ impl<R, W> Pipeline<R, W> {
                     (Some(counter), counter - 1)
                 }
                 Numbering::Known(revision) => (Some(revision), revision - 1),
-                Numbering::None => (None, counter),
+                Numbering::Beside | Numbering::None => (None, counter),
             };
             let lookup = |seq| self.numbers.of(seq);
             eval::fill(&mut item.response, &lookup, own, before);
@@ -738,6 +819,7 @@ impl<R, W> Pipeline<R, W> {
             }
             self.locks_numbered(item.seq, &item.locks);
             entry.locks.extend(item.locks);
+            entry.leases.extend(item.leases);
             in_flight.seq = item.seq;
             in_flight.bytes += item.bytes;
             in_flight.answers.extend(item.to.map(|to| (to, item.response)));
@@ -763,6 +845,7 @@ impl<R, W> Pipeline<R, W> {
         self.applied = self.applied.max(seq);
         self.overlay.prune(seq);
         self.locks_applied(seq, effects);
+        self.leases_applied(seq, effects);
         while let Some(held) = self.held.first_entry().filter(|held| *held.key() <= seq) {
             effects.extend(held.remove().into_iter().map(|held| judge(held.to, held.term, held.answer)));
         }
@@ -789,6 +872,10 @@ impl<R, W> Pipeline<R, W> {
         for queued in std::mem::take(&mut self.parked).into_iter().chain(std::mem::take(&mut self.queue)) {
             effects.extend(queued.to.map(|to| refuse(to, refusal.clone())));
         }
+        let (waiting, revokers, waiters) = self.waiting.abandon();
+        effects.extend(waiting.into_iter().filter_map(|queued| queued.to).map(|to| refuse(to, refusal.clone())));
+        effects.extend(revokers.into_iter().map(|to| refuse(to, unknown("the lease is going to be gone"))));
+        effects.extend(waiters.into_iter().map(|reader| Effect::Wake { reader, woken: Woken::Lost }));
         for held in std::mem::take(&mut self.held).into_values().flatten() {
             effects.push(refuse(held.to, refusal.clone()));
         }
@@ -799,6 +886,7 @@ impl<R, W> Pipeline<R, W> {
             effects.push(Effect::Wake { reader, woken: Woken::Lost });
         }
         self.locks = LockTable::default();
+        self.leases = LeaseTable::default();
         self.denied = Denied::default();
         self.overlay = Overlay::default();
         self.numbers = Numbers::default();
@@ -835,6 +923,10 @@ impl<R, W> Pipeline<R, W> {
 
 fn judge<R, W>(to: R, term: Term, answer: region_response::Result) -> Effect<R, W> {
     Effect::Judge { to, term, answer: RegionResponse { result: Some(answer) } }
+}
+
+fn reply<R, W>(to: R, result: region_response::Result) -> Effect<R, W> {
+    Effect::Reply { to, answer: RegionResponse { result: Some(result) } }
 }
 
 fn refuse<R, W>(to: R, refusal: Refusal) -> Effect<R, W> {

@@ -84,6 +84,18 @@ impl View<'_> {
         merge(upper, &mut |visit| self.base.scan(range, visit), visit)
     }
 
+    /// The live records of `range` that have `lease` attached, in key order.
+    pub fn attached(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        let has = |record: &&Record| record.lease == lease;
+        let upper = self.overlay.range(range).map(|(key, version)| (key, version.record.as_ref().filter(has)));
+        merge(upper, &mut |visit| self.base.attached(lease, range, visit), visit)
+    }
+
+    /// What a wipe of `range` deletes: all live records, or, where `lease` is not 0, those that have it attached.
+    pub fn wiped(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        if lease == 0 { self.scan(range, visit) } else { self.attached(lease, range, visit) }
+    }
+
     /// How many keys of `range` are live.
     pub fn count(&self, range: &KeyRange) -> Result<u64, Damaged> {
         let mut hidden: Vec<&[u8]> = Vec::new();

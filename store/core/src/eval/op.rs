@@ -7,18 +7,21 @@ use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, P
 use braid_proto::key::{KeyRange, user_key};
 use bytes::Bytes;
 
-use super::fail;
 use super::run::{ON, Run, Stop, key_value};
+use super::{WaitFor, fail};
 use crate::placeholder::OWN;
 use crate::record::Record;
 
-/// Checks the lease of a put, as etcd does for every put of a path before the first operation runs.
-///
-/// A lease must exist. There are no leases yet, so none does: any lease is refused with etcd's answer. Once there are,
-/// the region must hold a marker for the lease's present incarnation that was made through its own log (rules L1, L2),
-/// and this is the place that looks for it.
-pub fn check_lease(request: &PutRequest) -> Result<(), Stop> {
-    if request.lease == 0 { Ok(()) } else { Err(fail(error::LEASE_NOT_FOUND)) }
+/// Checks the lease of a put, as etcd does for every put of a path before the first operation runs: it must exist. That it
+/// does is known of leases that are attached to the region (`docs/decisions/0006-leases.md`); others are asked for.
+pub fn check_lease(run: &Run<'_>, request: &PutRequest) -> Result<(), Stop> {
+    let leases = &run.context.leases;
+    match request.lease {
+        0 => Ok(()),
+        lease if leases.attached.is_some_and(|attached| attached.contains(&lease)) => Ok(()),
+        lease if leases.missing.contains(&lease) => Err(fail(error::LEASE_NOT_FOUND)),
+        lease => Err(Stop::Wait(WaitFor::Lease(lease))),
+    }
 }
 
 /// Checks that the key of which a put keeps something exists in the state before.
@@ -31,7 +34,7 @@ pub fn check_kept(run: &Run<'_>, request: &PutRequest) -> Result<(), Stop> {
 
 /// A put that is the whole request.
 pub fn put_alone(run: &mut Run<'_>, request: &PutRequest) -> Result<PutResponse, Stop> {
-    check_lease(request)?;
+    check_lease(run, request)?;
     check_kept(run, request)?;
     put(run, request)
 }

@@ -51,7 +51,7 @@ type Remembered = SmallVec<[(Bytes, Option<Record>); 2]>;
 /// One evaluation. The state before is the view; the state now has the own changes on top.
 pub struct Run<'a> {
     pub view: &'a View<'a>,
-    pub context: &'a Context,
+    pub context: &'a Context<'a>,
     /// In order of the operations.
     pub changes: Vec<Change>,
     own: BTreeMap<Bytes, Own>,
@@ -61,7 +61,7 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(view: &'a View<'a>, context: &'a Context) -> Self {
+    pub fn new(view: &'a View<'a>, context: &'a Context<'a>) -> Self {
         Self {
             view,
             context,

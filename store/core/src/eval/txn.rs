@@ -65,7 +65,7 @@ fn check(
 fn check_put(run: &Run<'_>, op: &Op) -> Result<(), Stop> {
     let Op::RequestPut(request) = op else { return Ok(()) };
     op::check_kept(run, request)?;
-    op::check_lease(request)
+    op::check_lease(run, request)
 }
 
 fn check_range(run: &Run<'_>, op: &Op) -> Result<(), Stop> {

@@ -89,7 +89,8 @@ impl Lock {
     /// to a read there these keys are gone.
     pub fn wiped_at(&self, revision: i64) -> Option<&[Wipe]> {
         let row = &self.row;
-        let only_wipes = row.revision > 0 && row.revision <= revision && row.changes.is_empty();
+        let whole = row.wipes.iter().all(|wipe| wipe.lease == 0);
+        let only_wipes = row.revision > 0 && row.revision <= revision && row.changes.is_empty() && whole;
         (only_wipes && self.stands()).then_some(&row.wipes)
     }
 
@@ -217,6 +218,11 @@ impl LockTable {
     /// Whether somebody who touches `spans` (true: writes) has to wait.
     pub fn hinder(&self, spans: &[(KeyRange, bool)]) -> bool {
         self.locks.iter().any(|lock| spans.iter().any(|(span, writes)| lock.hinders(span, *writes)))
+    }
+
+    /// Whether a transaction may still attach `lease` to keys here.
+    pub fn attaches(&self, lease: i64) -> bool {
+        self.locks.iter().any(|lock| lock.stands() && lock.row.attaches.contains(&lease))
     }
 
     /// Whether any keys are locked.

@@ -25,7 +25,7 @@ use braid_proto::pb::{
 use bytes::Bytes;
 
 use super::locks::{ASK_TICKS, LOCKS_MAX, Lock, SILENT_TICKS_MAX, key_range};
-use super::{Effect, Item, Numbering, Pipeline, Queued, Woken, Work, busy, error, judge, refuse};
+use super::{Effect, Item, Numbering, Pipeline, Queued, Woken, Work, busy, error, judge, refuse, reply};
 use crate::eval::{fill_changes, key_value};
 use crate::view::{BaseView, Damaged, View};
 
@@ -77,9 +77,14 @@ pub fn fill_row(row: &mut StoredLock, lookup: &dyn Fn(u64) -> i64, revision: i64
 impl<R, W> Pipeline<R, W> {
     // ------------------------------------------------------------ asked from outside
 
-    /// Whether there is anything to [`Self::tick`] for.
+    /// Whether transactions over several regions hold anything here.
     pub fn has_locks(&self) -> bool {
         !self.locks.is_empty()
+    }
+
+    /// Whether there is anything to [`Self::tick`] for.
+    pub fn has_ticks(&self) -> bool {
+        !self.locks.is_empty() || !self.leases.is_empty()
     }
 
     /// Time goes on: whoever has been silent for too long is given up, and open questions are asked again.
@@ -87,6 +92,7 @@ impl<R, W> Pipeline<R, W> {
         if self.leading.is_none() {
             return;
         }
+        self.tick_leases();
         let mut aborted = Vec::new();
         for lock in self.locks.iter_mut().filter(|lock| lock.is_undecided()) {
             lock.silent += 1;
@@ -207,11 +213,11 @@ impl<R, W> Pipeline<R, W> {
         heard: i64,
         effects: &mut Vec<Effect<R, W>>,
     ) -> Result<(), Damaged> {
-        let Queued { to, work, epoch, span_ok } = head;
+        let Queued { to, work, epoch, span_ok, missing } = head;
         match work {
-            Work::Evaluate(_) => unreachable!("evaluated by the caller"),
+            Work::Evaluate(_) | Work::Lease { .. } => unreachable!("evaluated by the caller"),
             Work::Lock(request) if self.must_wait(&request) => match request.wait {
-                true => self.parked.push_back(Queued { to, work: Work::Lock(request), epoch, span_ok }),
+                true => self.parked.push_back(Queued { to, work: Work::Lock(request), epoch, span_ok, missing }),
                 false => {
                     let conflict = LockResponse { conflict: true, ..LockResponse::default() };
                     effects.extend(to.map(|to| reply(to, region_response::Result::Lock(conflict))));
@@ -262,6 +268,13 @@ impl<R, W> Pipeline<R, W> {
             effects.extend(to.map(|to| refuse(to, busy("the region has too many locks"))));
             return Ok(());
         }
+        let unknown = |lease: &&i64| !self.waiting.attached().contains(lease);
+        let unattached: Vec<i64> = request.attaches.iter().filter(unknown).copied().collect();
+        if !unattached.is_empty() {
+            let response = LockResponse { unattached, ..LockResponse::default() };
+            effects.extend(to.map(|to| reply(to, region_response::Result::Lock(response))));
+            return Ok(());
+        }
         let mut data = Vec::with_capacity(request.reads.len());
         let mut bytes = 0;
         for read in &request.reads {
@@ -288,6 +301,7 @@ impl<R, W> Pipeline<R, W> {
             primary: request.primary,
             ranges: request.ranges,
             floor: heard,
+            attaches: request.attaches,
             ..StoredLock::default()
         };
         let lock = Lock::new(row.clone(), seq);
@@ -525,10 +539,11 @@ impl<R, W> Pipeline<R, W> {
         self.queue = parked;
     }
 
-    /// Bounded by the number of locks: each has one step, and one abort that a tick may ask for.
-    fn push_own(&mut self, work: Work) {
+    /// Bounded by the number of locks, each of which has one step and one abort that a tick may ask for, and by the leases
+    /// that may be taken up at once.
+    pub(super) fn push_own(&mut self, work: Work) {
         let epoch = self.region.epoch.unwrap_or_default();
-        self.queue.push_back(Queued { to: None, work, epoch, span_ok: true });
+        self.queue.push_back(Queued { to: None, work, epoch, span_ok: true, missing: Vec::new() });
     }
 
     fn wake_lock_readers(&mut self, effects: &mut Vec<Effect<R, W>>) {
@@ -546,6 +561,7 @@ impl Work {
     fn accesses(&self) -> Vec<(KeyRange, bool)> {
         match self {
             Self::Evaluate(request) => request.accesses(),
+            Self::Lease { accesses, .. } => accesses.clone(),
             Self::Lock(lock) => lock.ranges.iter().map(|range| (key_range(range), range.exclusive)).collect(),
             Self::Decide(_) | Self::Release(_) | Self::Commit(_) | Self::Step(_) | Self::Abort(_) | Self::Forget => {
                 Vec::new()
@@ -582,7 +598,8 @@ fn wipe(wipes: &mut Vec<Wipe>, view: &View<'_>) -> Result<(Vec<Change>, Vec<u32>
     while let Some(next) = wipes.first_mut() {
         let range = KeyRange { start: next.start.clone(), end: next.end.clone() };
         let mut more = false;
-        view.scan(&range, &mut |key, record| {
+        let lease = next.lease;
+        view.wiped(lease, &range, &mut |key, record| {
             more = changes.len() >= WIPE_KEYS;
             if more {
                 next.start = key.clone();
@@ -611,8 +628,4 @@ fn add_in_order(changes: &mut Vec<Change>, subs: &mut Vec<u32>, more: Vec<Change
     let mut all: Vec<_> = first.chain(more_subs.into_iter().zip(more)).collect();
     all.sort_unstable_by_key(|(sub, _)| *sub);
     (*subs, *changes) = all.into_iter().unzip();
-}
-
-fn reply<R, W>(to: R, result: region_response::Result) -> Effect<R, W> {
-    Effect::Reply { to, answer: pb::RegionResponse { result: Some(result) } }
 }

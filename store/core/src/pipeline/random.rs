@@ -258,7 +258,7 @@ impl World {
                 Effect::Judge { to, answer, .. } | Effect::Reply { to, answer } => {
                     assert!(self.answers.insert(to, answer.result.expect("a result")).is_none());
                 }
-                Effect::Wake { .. } | Effect::Drained | Effect::Carry { .. } | Effect::Ask { .. } => unreachable!(),
+                other => unreachable!("{other:?}"),
             }
         }
     }
@@ -285,7 +285,7 @@ fn any_program_answers_as_one_etcd_would() {
     for seed in 1..=400_u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut pipeline = Pipeline::new(Region { id: 7, epoch: Some(EPOCH), ..Default::default() });
-        pipeline.on_leader(Term(5), Vec::new(), &mut Vec::new());
+        pipeline.on_leader(Term(5), Vec::new(), Vec::new(), &mut Vec::new());
         let mut world = World {
             pipeline,
             applied: Model::default(),

@@ -15,6 +15,7 @@ use braid_proto::pb::RegionEpoch;
 use super::*;
 use crate::record::Record;
 
+mod leasing;
 mod locking;
 
 /// The applied state: newest versions only, and rows of locks.
@@ -95,6 +96,8 @@ struct Script {
     unused: usize,
     /// Numbers of entries that never happen.
     holes: usize,
+    /// The question about a lease that was asked last.
+    question: u64,
 }
 
 impl Script {
@@ -108,8 +111,9 @@ impl Script {
             effects: Vec::new(),
             unused: 0,
             holes: 0,
+            question: 0,
         };
-        script.pipeline.on_leader(Term(5), Vec::new(), &mut script.effects);
+        script.pipeline.on_leader(Term(5), Vec::new(), Vec::new(), &mut script.effects);
         script
     }
 
@@ -435,7 +439,7 @@ fn a_late_number_of_an_older_term_is_ignored() {
     let (late, _) = script.asked();
     script.pipeline.on_follower(Term(6), None, &mut script.effects);
     assert_eq!(script.answers(), ["1 not leader"]);
-    script.pipeline.on_leader(Term(7), Vec::new(), &mut script.effects);
+    script.pipeline.on_leader(Term(7), Vec::new(), Vec::new(), &mut script.effects);
     script.submit(2, put("k", "term seven"));
     script.numbered(late, 10);
     assert!(!script.effects.iter().any(|e| matches!(e, Effect::Propose { .. })));
@@ -464,7 +468,7 @@ fn an_older_role_change_is_ignored() {
     script.pipeline.on_follower(Term(4), None, &mut script.effects);
     assert_eq!(script.pipeline.leading(), Some(Term(5)));
     script.pipeline.on_follower(Term(8), None, &mut script.effects);
-    script.pipeline.on_leader(Term(7), Vec::new(), &mut script.effects);
+    script.pipeline.on_leader(Term(7), Vec::new(), Vec::new(), &mut script.effects);
     assert_eq!(script.pipeline.leading(), None);
 }
 
@@ -520,7 +524,8 @@ fn the_epoch_is_checked_when_the_request_is_evaluated() {
     assert!(script.pipeline.begin_barrier(false));
     script.submit(1, put("b", "2"));
     let version = EPOCH.version + 1;
-    script.pipeline.on_region(Region { id: 7, epoch: Some(RegionEpoch { version, ..EPOCH }), ..Default::default() });
+    let region = Region { id: 7, epoch: Some(RegionEpoch { version, ..EPOCH }), ..Default::default() };
+    script.pipeline.on_region(region, &mut script.effects);
     script.pipeline.end_barrier();
     script.pump();
     assert_eq!(script.answers(), ["1 epoch mismatch"]);

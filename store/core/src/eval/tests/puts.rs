@@ -38,6 +38,14 @@ fn a_lease_that_does_not_exist_is_refused_before_the_key_is_looked_at() {
 }
 
 #[test]
+fn a_lease_that_is_attached_is_put_and_one_of_which_nothing_is_known_is_waited_for() {
+    check("put a 1", "put a 2 lease=1", "write [a=2 c2 v2 lease 1 over 2]: put own");
+    check("put a 1", "put a 2 lease=7", "wait for lease 7");
+    check("", "txn { then put a 1 lease=1 ; put b 1 lease=7 }", "wait for lease 7");
+    check("", "txn { if ver(a)=1 then put a 1 lease=7 else get a }", "read: txn before else {get before of 0}");
+}
+
+#[test]
 fn puts_are_found_in_any_branch() {
     for (text, puts) in [
         ("put a 1", true),

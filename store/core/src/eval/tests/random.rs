@@ -12,7 +12,7 @@ use braid_proto::pb::{Change, EtcdError, region_response};
 use bytes::Bytes;
 
 use super::naive::{Failure, Naive};
-use crate::eval::{Context, Evaluated, Request, WaitFor, evaluate, fill, fill_changes};
+use crate::eval::{Context, Evaluated, Leases, Request, WaitFor, evaluate, fill, fill_changes};
 use crate::overlay::Overlay;
 use crate::view::View;
 use crate::view::model::Model;
@@ -109,12 +109,18 @@ impl World {
 
     fn submit(&mut self, request: Request) {
         let mut heard_is_fresh = false;
+        let mut missing = Vec::new();
         loop {
             if self.random.one_in(3) {
                 self.heard = self.counter - self.random.below((self.counter - self.heard + 1) as u64) as i64;
             }
-            let context =
-                Context { heard: self.heard, heard_is_fresh, compacted: self.naive.compacted, ..Context::default() };
+            let context = Context {
+                heard: self.heard,
+                heard_is_fresh,
+                compacted: self.naive.compacted,
+                leases: Leases { attached: None, missing: &missing },
+                ..Context::default()
+            };
             let view = View { overlay: &self.overlay, base: &self.base };
             let (outcome, rests_on) = match evaluate(&request, &view, &context).unwrap() {
                 Evaluated::TooLarge => panic!("{request:?} is small"),
@@ -143,6 +149,11 @@ impl World {
                         if self.proposed.is_empty() { self.number_next() } else { self.apply_next() }
                     }
                     self.prune();
+                    continue;
+                }
+                // There are no leases here.
+                Evaluated::Wait(WaitFor::Lease(lease)) => {
+                    missing.push(lease);
                     continue;
                 }
                 Evaluated::Fail { error, rests_on } => (Outcome::Fail(error), rests_on),

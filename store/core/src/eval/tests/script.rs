@@ -12,6 +12,8 @@
 //!           `own`, `before` and `?2` stand for revisions that are not known yet
 //! ```
 
+use std::collections::HashSet;
+
 use braid_proto::etcd::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use braid_proto::etcd::etcdserverpb::range_request::{SortOrder, SortTarget};
 use braid_proto::etcd::etcdserverpb::{
@@ -22,7 +24,7 @@ use braid_proto::etcd::mvccpb::KeyValue;
 use braid_proto::pb::{Change, region_response};
 use bytes::Bytes;
 
-use crate::eval::{Context, Evaluated, Request, WaitFor, evaluate, fill_changes};
+use crate::eval::{Context, Evaluated, Leases, Request, WaitFor, evaluate, fill_changes};
 use crate::overlay::Overlay;
 use crate::placeholder::{BEFORE, OWN, PENDING};
 use crate::view::View;
@@ -87,11 +89,14 @@ fn steps(text: &str) -> impl Iterator<Item = &str> {
     text.split(';').map(str::trim).filter(|step| !step.is_empty())
 }
 
-/// Checks the outcome of `request` on `state`, with everything applied heard of just now.
+/// Checks the outcome of `request` on `state`, with everything applied heard of just now. Lease 1 exists, 3 and 5 do not, and
+/// nothing is known of others.
 #[track_caller]
 pub fn check(state: &str, request: &str, expect: &str) {
     let state = State::parse(state);
-    let context = Context { heard: state.applied, heard_is_fresh: true, ..Context::default() };
+    let attached = HashSet::from([1]);
+    let leases = Leases { attached: Some(&attached), missing: &[3, 5] };
+    let context = Context { heard: state.applied, heard_is_fresh: true, leases, ..Context::default() };
     check_in(&state, request, &context, expect);
 }
 
@@ -276,6 +281,7 @@ pub fn shown(evaluated: &Evaluated) -> String {
         Evaluated::Wait(WaitFor::Number(seq)) => format!("wait for number {seq}"),
         Evaluated::Wait(WaitFor::Applied(seq)) => format!("wait until {seq} is applied"),
         Evaluated::Wait(WaitFor::Bound) => "wait for a bound".to_owned(),
+        Evaluated::Wait(WaitFor::Lease(lease)) => format!("wait for lease {lease}"),
         Evaluated::TooLarge => "too large".to_owned(),
         Evaluated::Fail { error, rests_on } => format!("fail {}: {}{}", error.code, error.message, rests(rests_on)),
         Evaluated::Read { response, rests_on } => format!("read: {}{}", answer(response), rests(rests_on)),

@@ -296,7 +296,7 @@ fn the_oldest_record_knows() {
         if reversed {
             rows.reverse();
         }
-        script.pipeline.on_leader(Term(7), rows, &mut script.effects);
+        script.pipeline.on_leader(Term(7), rows, Vec::new(), &mut script.effects);
         assert_eq!(script.pipeline.outcome(M), Outcome::Committed(41), "reversed: {reversed}");
     }
 }
@@ -427,7 +427,7 @@ fn a_new_leader_goes_on_from_the_rows() {
     assert!(!script.pipeline.has_locks());
     script.answers();
     let rows = script.rows().into_iter().cloned().collect();
-    script.pipeline.on_leader(Term(7), rows, &mut script.effects);
+    script.pipeline.on_leader(Term(7), rows, Vec::new(), &mut script.effects);
     script.pump();
     let carried = script.carried();
     assert_eq!(carried.len(), 1, "the share is carried again");
@@ -497,7 +497,7 @@ fn a_wipe_goes_in_chunks_and_survives_its_leader() {
         LockRequest { txn: Some(M), primary: key("a"), ranges, reads: vec![read], wait: true, ..Default::default() };
     let (token, data) = script.locked(1, Work::Lock(request));
     assert_eq!((data[0].count, data[0].kvs.len()), (keys as i64, 0));
-    let wipe = Wipe { start: range.start.clone(), end: range.end.clone(), first_sub: 100 };
+    let wipe = Wipe { start: range.start.clone(), end: range.end.clone(), first_sub: 100, lease: 0 };
     let part = Share { key: range.start.clone(), token: Some(token), wipes: vec![wipe], ..Default::default() };
     script.work(2, commit(30, part.clone()));
     let row = script.proposed();
@@ -517,7 +517,7 @@ fn a_wipe_goes_in_chunks_and_survives_its_leader() {
     script.pipeline.on_follower(Term(6), None, &mut script.effects);
     script.effects.clear();
     let rows = script.rows().into_iter().cloned().collect();
-    script.pipeline.on_leader(Term(7), rows, &mut script.effects);
+    script.pipeline.on_leader(Term(7), rows, Vec::new(), &mut script.effects);
     script.pump();
     script.submit(3, put("k000000", "after"));
     script.work(4, commit(30, part));
