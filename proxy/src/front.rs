@@ -1,7 +1,7 @@
 //! What every request on the client port passes first and last: the overload bound, the way to its service, the
 //! counters.
 //!
-//! KV calls, nearly all there are, go straight to their service; everything else through one router. A message that is
+//! KV and Lease calls, nearly all there are, go straight to their service; everything else through one router. A message that is
 //! too large to be received is refused with gRPC's usual code and text, which differ from tonic's.
 
 use std::convert::Infallible;
@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use axum::Router;
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::kv_server::KvServer;
+use braid_proto::etcd::etcdserverpb::lease_server::LeaseServer;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -22,14 +23,18 @@ use tower::Service;
 use crate::handled::{Handled, MethodId};
 use crate::in_flight::{InFlight, Ticket};
 use crate::kv::KvService;
+use crate::lease::LeaseService;
 
 /// Paths of the service that goes straight through.
 const KV: &str = "/etcdserverpb.KV/";
+/// The same.
+const LEASE: &str = "/etcdserverpb.Lease/";
 
 /// The client port's service. Cheap to clone.
 #[derive(Clone)]
 pub struct Front {
     kv: KvServer<KvService>,
+    lease: LeaseServer<LeaseService>,
     rest: Router,
     in_flight: Arc<InFlight>,
     handled: Arc<Handled>,
@@ -39,14 +44,22 @@ pub struct Front {
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 impl Front {
-    /// Sends KV calls to `kv` and everything else to `rest`, as long as not too much is in flight.
-    pub fn new(kv: KvServer<KvService>, rest: Router, in_flight: Arc<InFlight>) -> Self {
-        Self { kv, rest, in_flight, handled: Arc::default() }
+    /// Sends KV calls to `kv`, Lease calls to `lease` and everything else to `rest`, as long as not too much is in flight.
+    pub fn new(
+        kv: KvServer<KvService>,
+        lease: LeaseServer<LeaseService>,
+        rest: Router,
+        in_flight: Arc<InFlight>,
+    ) -> Self {
+        Self { kv, lease, rest, in_flight, handled: Arc::default() }
     }
 
     fn dispatch(&self, request: Request<Incoming>) -> Answering {
         if request.uri().path().starts_with(KV) {
             return self.kv.clone().call(request);
+        }
+        if request.uri().path().starts_with(LEASE) {
+            return self.lease.clone().call(request);
         }
         let answer = self.rest.clone().call(request.map(axum::body::Body::new));
         Box::pin(async move { answer.await.map(|response| response.map(Body::new)) })

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! serve ─► front ─► kv ─► regions (braid_store_client) ─► a region's leader
+//!            ├─► lease ─► the same
 //!            ├─► watch ─► stores, by region
 //!            └─► cluster, maintenance, admin, missing, http
 //! ```
@@ -15,6 +16,7 @@
 //! | [`serve`], `front`, `handled`, `in_flight` | the client port: connections, overload, counters |
 //! | `authority` | clients whose `:authority` is none |
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
+//! | [`lease`] | leases: what their regions are asked, keep-alives of a stream side by side |
 //! | `transact` | writes over several regions |
 //! | [`watch`] | events of many regions as one ordered stream for each client |
 //! | `presence`, `shared` | the heartbeat, what services share |
@@ -23,6 +25,7 @@
 
 pub mod config;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 pub mod proxy;
 pub mod serve;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::auth_server::Auth;
-use braid_proto::etcd::etcdserverpb::lease_server::Lease;
 use braid_proto::etcd::etcdserverpb::*;
 use braid_proto::etcd::v3electionpb::election_server::Election;
 use braid_proto::etcd::v3electionpb::{
@@ -17,7 +16,7 @@ use braid_proto::etcd::v3electionpb::{
 use braid_proto::etcd::v3lockpb::lock_server::Lock;
 use braid_proto::etcd::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use futures::stream::Empty;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use crate::shared::Shared;
 
@@ -27,7 +26,7 @@ pub fn missing(what: &str) -> Status {
     Status::unimplemented(format!("braid: {what} {verb} not available in this version"))
 }
 
-/// Lease, Lock and Election, none of which is there.
+/// Lock and Election, none of which is there.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MissingService;
 
@@ -57,18 +56,6 @@ macro_rules! refuse {
 
 /// What the methods of a service return.
 type BoxFuture<'f, T> = std::pin::Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'f>>;
-
-impl Lease for MissingService {
-    type LeaseKeepAliveStream = Empty<Result<LeaseKeepAliveResponse, Status>>;
-
-    refuse! { "leases":
-        lease_grant(LeaseGrantRequest) -> LeaseGrantResponse;
-        lease_revoke(LeaseRevokeRequest) -> LeaseRevokeResponse;
-        lease_keep_alive(Streaming<LeaseKeepAliveRequest>) -> Self::LeaseKeepAliveStream;
-        lease_time_to_live(LeaseTimeToLiveRequest) -> LeaseTimeToLiveResponse;
-        lease_leases(LeaseLeasesRequest) -> LeaseLeasesResponse;
-    }
-}
 
 impl Lock for MissingService {
     refuse! { "the lock service":

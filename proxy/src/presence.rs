@@ -20,6 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Without an answer for so long, placement counts as leaderless.
 const STALE: Duration = Duration::from_secs(5);
 
+/// How long a new stream that wants a leader looks for one.
+const LEADER_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two looks at whether there is a leader: one election timeout of etcd.
+const LEADER_LOOK: Duration = Duration::from_secs(1);
+/// So many looks without one end a stream that wants one.
+const LEADER_MISSES_MAX: u32 = 3;
+
 /// What placement said last.
 #[derive(Clone, Debug)]
 pub struct Word {
@@ -79,6 +86,25 @@ impl Presence {
         let answer = self.placement.proxy_heartbeat(self.request.clone(), deadline).await?;
         self.word.store(Arc::new(self.take_in(answer)));
         Ok(self.word())
+    }
+
+    /// Whether placement has a leader, asked now if there seems to be none.
+    pub async fn has_leader(&self) -> bool {
+        if self.word().leader() != 0 {
+            return true;
+        }
+        self.ask(Instant::now() + LEADER_PATIENCE).await.is_ok_and(|word| word.leader() != 0)
+    }
+
+    /// Ends when placement has had no leader for some looks in a row: then streams of clients that want one end too.
+    pub async fn leaderless(&self) {
+        let mut looks = tokio::time::interval(LEADER_LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut misses = 0;
+        while misses < LEADER_MISSES_MAX {
+            looks.tick().await;
+            misses = if self.word().leader() != 0 { 0 } else { misses + 1 };
+        }
     }
 
     /// Beats until `stop` says so.

@@ -28,6 +28,7 @@ use crate::http;
 use crate::in_flight::InFlight;
 use crate::inspect::InspectService;
 use crate::kv::KvService;
+use crate::lease::LeaseService;
 use crate::maintenance::MaintenanceService;
 use crate::missing::{AuthService, MissingService};
 use crate::presence::Presence;
@@ -69,7 +70,7 @@ impl Proxy {
         let (regions, numbers) = (Arc::clone(&shared.regions), Arc::clone(&shared.numbers));
         let hub = Hub::start(regions, numbers, shared.config.cluster_id);
         let watch = WatchService::of(&shared, Arc::clone(&hub) as Arc<dyn Source>, stopped.clone());
-        let front = front(&shared, placement, watch);
+        let front = front(&shared, placement, watch, stopped.clone());
         let beating = Arc::clone(&shared);
         let heartbeat = tokio::spawn(async move { beating.presence.run(stopped).await });
         Self { shared, hub, front, stop, heartbeat }
@@ -111,20 +112,25 @@ impl Drop for Proxy {
     }
 }
 
-fn front(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Front {
+fn front(
+    shared: &Arc<Shared>,
+    placement: Arc<PlacementClient>,
+    watch: WatchService,
+    stopped: watch::Receiver<bool>,
+) -> Front {
     let kv =
         KvServer::new(KvService::new(Arc::clone(shared))).max_decoding_message_size(shared.config.receive_bytes_max());
-    Front::new(kv, rest(shared, placement, watch), Arc::clone(&shared.in_flight))
+    let lease = LeaseServer::new(LeaseService::new(Arc::clone(shared), stopped));
+    Front::new(kv, lease, rest(shared, placement, watch), Arc::clone(&shared.in_flight))
 }
 
-/// Everything but KV.
+/// Everything but KV and Lease.
 fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Router {
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(shared)));
     let routes = Routes::new(cluster)
         .add_service(MaintenanceServer::new(MaintenanceService::new(Arc::clone(shared))))
         .add_service(AuthServer::new(AuthService::new(Arc::clone(shared))))
         .add_service(watch)
-        .add_service(LeaseServer::new(MissingService))
         .add_service(LockServer::new(MissingService))
         .add_service(ElectionServer::new(MissingService))
         .add_service(AdminServer::new(AdminService::new(Arc::clone(shared), placement)))

@@ -4,9 +4,10 @@
 //! ```text
 //!   1. look    guess from the nearest replicas; unless it  what changes nothing ends here (rule M1)
 //!              writes, evaluate at a bound, without locks
-//!   2. lock    the primary first, the others at once;     in key order where somebody is in the way
+//!   2. attach  leases of puts, to the regions of the keys  before the locks, which hold them there
+//!   3. lock    the primary first, the others at once;     in key order where somebody is in the way
 //!              each lock answers what lies under it
-//!   3. decide  evaluate again, on what is locked;         the primary takes the number: the commit point (rule M4)
+//!   4. decide  evaluate again, on what is locked;         the primary takes the number: the commit point (rule M4)
 //!              hand everything to the primary
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 mod attempt;
 mod fetched;
+mod leases;
 mod locks;
 mod plan;
 mod wipe;

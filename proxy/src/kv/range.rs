@@ -70,7 +70,8 @@ pub async fn range(shared: &Shared, mut request: RangeRequest, patience: Patienc
     }
 }
 
-fn is(status: &Status, error: EtcdStatus) -> bool {
+/// Whether `status` is this error of etcd's.
+pub(crate) fn is(status: &Status, error: EtcdStatus) -> bool {
     status.code() == error.code && status.message() == error.message
 }
 
@@ -123,7 +124,7 @@ pub(crate) async fn snapshot(
 ///
 /// # Errors
 /// The revision is not there any more, or a region did not answer in time.
-pub(super) async fn next_keys(
+pub(crate) async fn next_keys(
     shared: &Shared,
     request: RangeRequest,
     span: &mut KeyRange,

@@ -1,8 +1,9 @@
-//! One attempt at a transaction: look, lock, decide.
+//! One attempt at a transaction: look, attach, lock, decide.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::{DeleteRangeRequest, RangeRequest};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{Change, DecideRequest, DecideResponse, Share, region_request, region_response};
@@ -11,7 +12,7 @@ use braid_store_client::deadline::Patience;
 use braid_store_client::locks::{Locks, Taken};
 use braid_store_client::regions::{Ask, NoAnswer};
 use braid_store_client::retry::Kind;
-use braid_store_core::eval::{self, Context, Evaluated, Request};
+use braid_store_core::eval::{self, Context, Evaluated, Leases, Request, WaitFor};
 use braid_store_core::overlay::Overlay;
 use braid_store_core::view::View;
 use futures::future::try_join_all;
@@ -19,10 +20,11 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::fetched::Fetched;
+use super::leases;
 use super::locks::{self, Wanted};
 use super::plan::{Part, Plan, by_region, surely_writes};
 use super::{BYTES_MAX, CHANGES_MAX, Failed, too_large};
-use crate::kv::range::{self, overtaken, snapshot, user_range};
+use crate::kv::range::{self, is, overtaken, snapshot, user_range};
 use crate::kv::unexpected;
 use crate::shared::Shared;
 
@@ -35,6 +37,8 @@ enum Outcome {
     Read(region_response::Result),
     /// These keys change.
     Write(Vec<Change>, region_response::Result),
+    /// It puts a key with a lease of which nothing is known: it writes, or fails.
+    Unattached,
 }
 
 /// Runs a transaction.
@@ -59,14 +63,15 @@ pub async fn run(
             for kvs in try_join_all(reads).await? {
                 state.add(kvs);
             }
-            if let Outcome::Read(answer) = evaluate(request, &state, bound)? {
+            if let Outcome::Read(answer) = evaluate(request, &state, bound, Leases::default())? {
                 return Ok(filled(answer, None, bound.revision));
             }
             past = Fetched::default().with_past_of(state);
         }
     }
     let looked = begun.elapsed();
-    let parts = parts(shared, &plan, patience).await?;
+    let mut parts = parts(shared, &plan, patience).await?;
+    let known = leases::attach(shared, request, &mut parts, patience).await?;
     let wanted = Wanted { count_only: false, puts: request.puts() };
     let bound = async {
         match taken_before {
@@ -89,7 +94,7 @@ pub async fn run(
             state.add(data.kvs);
         }
     }
-    match evaluate(request, &state, bound) {
+    match evaluate(request, &state, bound, known.leases()) {
         Ok(Outcome::Write(changes, answer)) => {
             let shares = shares(&taken, changes)?;
             let locked = begun.elapsed();
@@ -103,6 +108,16 @@ pub async fn run(
             let bound = bound::take(&shared.numbers, patience).await?;
             locks.release(patience).await;
             Ok(filled(answer, None, bound.revision))
+        }
+        Ok(Outcome::Unattached) => {
+            locks.release(patience).await;
+            Err(Status::internal("braid: a transaction puts a lease that it has not asked for").into())
+        }
+        // What was not found may have been granted before the locks were taken.
+        Err(Failed::With(status)) if is(&status, error::LEASE_NOT_FOUND) => {
+            let changed = known.has_changed(shared, patience).await;
+            locks.release(patience).await;
+            if changed? { Err(Failed::Again("lease")) } else { Err(status.into()) }
         }
         Err(failed) => {
             locks.release(patience).await;
@@ -131,7 +146,7 @@ async fn guess(shared: &Shared, request: &Request, plan: &Plan) -> bool {
         state.add(answer.kvs);
     }
     let bound = Bound { revision: heard, compacted: 0 };
-    matches!(evaluate(request, &state, bound), Ok(Outcome::Write(..)))
+    matches!(evaluate(request, &state, bound, Leases::default()), Ok(Outcome::Write(..) | Outcome::Unattached))
 }
 
 /// The regions' parts of what is to be locked, in key order.
@@ -178,13 +193,14 @@ fn shares(taken: &[Taken], changes: Vec<Change>) -> Result<Vec<Share>, Failed> {
     Ok(shares)
 }
 
-fn evaluate(request: &Request, state: &Fetched, bound: Bound) -> Result<Outcome, Failed> {
+fn evaluate(request: &Request, state: &Fetched, bound: Bound, leases: Leases<'_>) -> Result<Outcome, Failed> {
     let context = Context {
         heard: bound.revision,
         heard_is_fresh: true,
         compacted: bound.compacted,
         effect_bytes_max: BYTES_MAX,
         effect_changes_max: CHANGES_MAX,
+        leases,
     };
     let overlay = Overlay::default();
     match eval::evaluate(request, &View { overlay: &overlay, base: state }, &context) {
@@ -192,6 +208,7 @@ fn evaluate(request: &Request, state: &Fetched, bound: Bound) -> Result<Outcome,
         Ok(Evaluated::Write { changes, response, .. }) => Ok(Outcome::Write(changes, response)),
         Ok(Evaluated::Fail { error, .. }) => Err(error.into()),
         Ok(Evaluated::TooLarge) => Err(too_large().into()),
+        Ok(Evaluated::Wait(WaitFor::Lease(_))) => Ok(Outcome::Unattached),
         Ok(Evaluated::Wait(wait)) => {
             Err(Status::internal(format!("braid: nothing is in flight, and yet {wait:?}")).into())
         }

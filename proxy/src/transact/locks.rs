@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use braid_store_client::deadline::Patience;
 use braid_store_client::locks::{self, Locks, NotLocked, Taken};
-use tonic::Status;
 
 use super::plan::Part;
 use super::{Failed, too_large};
@@ -33,7 +32,7 @@ pub async fn take(
         ranges: part.ranges.clone(),
         reads: part.reads(wanted.count_only),
         puts: wanted.puts,
-        attaches: Vec::new(),
+        attaches: part.attaches.clone(),
     };
     let parts: Vec<locks::Part> = parts.iter().map(part).collect();
     Ok(Locks::take(&shared.regions, &shared.lock_terms, &parts, patience).await?)
@@ -46,10 +45,8 @@ impl From<NotLocked> for Failed {
             NotLocked::TooLarge => too_large().into(),
             NotLocked::Answer(answer) => unexpected(answer).into(),
             NotLocked::Failed(status) => status.into(),
-            NotLocked::Unattached(leases) => {
-                tracing::error!(?leases, "a region asks for leases that the transaction has not named");
-                Status::internal("braid: a region asks for leases that the transaction has not named").into()
-            }
+            // They were attached: that region has another leader, or another range, by now.
+            NotLocked::Unattached(_) => Self::Again("unattached"),
         }
     }
 }

@@ -93,9 +93,23 @@ pub struct Part {
     pub route: Arc<Route>,
     /// What is locked there, in key order.
     pub ranges: Vec<LockRange>,
+    /// Leases that may be put there, all attached to the region.
+    pub attaches: Vec<i64>,
 }
 
 impl Part {
+    /// The first key locked.
+    pub fn key(&self) -> &bytes::Bytes {
+        &self.ranges[0].start
+    }
+
+    /// Whether a region of this range holds all of it.
+    pub fn lies_in(&self, range: &KeyRange) -> bool {
+        let inside =
+            |lock: &LockRange| range.contains_range(&KeyRange { start: lock.start.clone(), end: lock.end.clone() });
+        self.ranges.iter().all(inside)
+    }
+
     /// What is read under the lock: everything that is locked.
     pub fn reads(&self, count_only: bool) -> Vec<LockRead> {
         let mut reads: Vec<LockRead> = Vec::with_capacity(self.ranges.len());
@@ -116,7 +130,7 @@ pub fn by_region(pieces: impl IntoIterator<Item = (Arc<Route>, KeyRange, bool)>)
         let range = LockRange { start: piece.start, end: piece.end, exclusive };
         match parts.last_mut().filter(|part| part.route.region == route.region) {
             Some(part) => part.ranges.push(range),
-            None => parts.push(Part { route, ranges: vec![range] }),
+            None => parts.push(Part { route, ranges: vec![range], attaches: Vec::new() }),
         }
     }
     parts
