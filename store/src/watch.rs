@@ -14,6 +14,7 @@
 mod catch_up;
 mod feed;
 pub mod live;
+mod ranges;
 mod rounds;
 
 use std::collections::HashMap;
@@ -87,6 +88,13 @@ impl Publisher {
         self.kicked.notify_one();
     }
 
+    /// Asks what the newest revision is; a round follows. A bound is at least as new as anything that was given before
+    /// it was asked for.
+    fn hear_and_kick(self: &Arc<Self>) {
+        let heard = Arc::clone(self);
+        self.numbers.request(0, Box::new(move |_| heard.kick()));
+    }
+
     /// A proxy begins to listen.
     pub fn connect(self: &Arc<Self>) -> Following {
         let feed = Feed::new(self.next.fetch_add(1, Ordering::Relaxed));
@@ -146,9 +154,7 @@ fn wake(publisher: &Arc<Publisher>, feed: &Arc<Feed>, revision: i64) {
     if publisher.numbers.heard().1 >= revision {
         return publisher.kick();
     }
-    // A bound is at least as new as anything that was given before it was asked for.
-    let heard = Arc::clone(publisher);
-    publisher.numbers.request(0, Box::new(move |_| heard.kick()));
+    publisher.hear_and_kick();
 }
 
 fn follow(publisher: &Publisher, feed: &Arc<Feed>, order: FollowOrder) -> Result<(), BadOrder> {

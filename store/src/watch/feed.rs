@@ -3,7 +3,7 @@
 //! Locks, outermost first: a region's [`super::live::Live`]; a follow's `out`; a feed's `follows`; a feed's `queue`.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -45,8 +45,8 @@ pub struct Feed {
     queue: Mutex<Queue>,
     filled: Notify,
     room: Condvar,
-    /// Events were queued since the last frontier.
-    dirty: AtomicBool,
+    /// Newest revision of events that no frontier has covered yet; 0: none.
+    owed: AtomicI64,
     /// Newest revision that a frontier is wanted for.
     pub nudged: AtomicI64,
 }
@@ -54,6 +54,8 @@ pub struct Feed {
 #[derive(Default)]
 struct Queue {
     news: VecDeque<(WatchNews, usize)>,
+    /// How many of them may be taken; the others wait for a frontier.
+    ready: usize,
     bytes: usize,
     closed: bool,
 }
@@ -127,13 +129,21 @@ impl Feed {
             queue: Mutex::default(),
             filled: Notify::new(),
             room: Condvar::new(),
-            dirty: AtomicBool::new(false),
+            owed: AtomicI64::new(0),
             nudged: AtomicI64::new(0),
         })
     }
 
-    /// Queues events, unless there is no room.
-    pub fn push_events(&self, events: RegionEvents) -> Result<(), Full> {
+    /// Queues events of the past, unless there is no room.
+    pub fn push_past(&self, events: RegionEvents) -> Result<(), Full> {
+        self.push_live(events)?;
+        self.flush();
+        Ok(())
+    }
+
+    /// Queues events that have just happened, unless there is no room. They are taken with the frontier that follows at
+    /// once, or after [`Self::flush`].
+    pub fn push_live(&self, events: RegionEvents) -> Result<(), Full> {
         let bytes = events.encoded_len();
         let mut queue = self.queue.lock();
         let full = queue.news.len() >= NEWS_MAX || (queue.bytes > 0 && queue.bytes + bytes > BYTES_MAX);
@@ -141,8 +151,10 @@ impl Feed {
             return Err(Full);
         }
         metrics::counter!("braid_watch_events_total").increment(events.events.len() as u64);
-        self.dirty.store(true, Ordering::SeqCst);
-        self.push(&mut queue, watch_news::News::Events(events), bytes);
+        if !queue.closed {
+            self.owed.fetch_max(events.revision, Ordering::SeqCst);
+            queue.push(watch_news::News::Events(events), bytes);
+        }
         Ok(())
     }
 
@@ -172,7 +184,7 @@ impl Feed {
         self.push_small(watch_news::News::Left(left));
     }
 
-    /// Queues a frontier. One that is still at the end of the queue is replaced: the new one says more.
+    /// Queues a frontier, for the next [`Self::flush`]. One that is still at the end of the queue is replaced: the new one says more.
     pub fn push_frontier(&self, frontier: StoreFrontier) {
         let mut queue = self.queue.lock();
         if let Some((WatchNews { news: Some(watch_news::News::Frontier(last)) }, bytes)) = queue.news.back_mut() {
@@ -182,13 +194,29 @@ impl Feed {
             queue.bytes = queue.bytes - before + now;
             return;
         }
-        let bytes = frontier.encoded_len();
-        self.push(&mut queue, watch_news::News::Frontier(frontier), bytes);
+        if !queue.closed {
+            let bytes = frontier.encoded_len();
+            queue.push(watch_news::News::Frontier(frontier), bytes);
+        }
     }
 
-    /// Whether events were queued since this was last asked.
-    pub fn take_dirty(&self) -> bool {
-        self.dirty.swap(false, Ordering::SeqCst)
+    /// Newest revision of events that no frontier has covered yet; 0: there are none.
+    pub fn owed(&self) -> i64 {
+        self.owed.load(Ordering::SeqCst)
+    }
+
+    /// A frontier has covered everything up to `revision`.
+    pub fn covered(&self, revision: i64) {
+        let owed = self.owed();
+        if owed <= revision {
+            // Newer events may have come meanwhile.
+            _ = self.owed.compare_exchange(owed, 0, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
+    /// Lets go what is queued.
+    pub fn flush(&self) {
+        self.let_go(&mut self.queue.lock());
     }
 
     /// The next news; `None` once the feed is closed.
@@ -202,8 +230,9 @@ impl Feed {
                 }
                 let mut batch = Vec::new();
                 let mut taken = 0;
-                while batch.len() < BATCH_NEWS && taken < BATCH_BYTES {
+                while queue.ready > 0 && batch.len() < BATCH_NEWS && taken < BATCH_BYTES {
                     let Some((news, bytes)) = queue.news.pop_front() else { break };
+                    queue.ready -= 1;
                     taken += bytes;
                     queue.bytes -= bytes;
                     batch.push(news);
@@ -264,16 +293,24 @@ impl Feed {
 
     fn push_small(&self, news: watch_news::News) {
         let mut queue = self.queue.lock();
-        self.push(&mut queue, news, 64);
+        if !queue.closed {
+            queue.push(news, 64);
+            self.let_go(&mut queue);
+        }
     }
 
-    fn push(&self, queue: &mut Queue, news: watch_news::News, bytes: usize) {
-        if queue.closed {
-            return;
+    fn let_go(&self, queue: &mut Queue) {
+        if queue.ready < queue.news.len() {
+            queue.ready = queue.news.len();
+            self.filled.notify_one();
         }
-        queue.news.push_back((WatchNews { news: Some(news) }, bytes));
-        queue.bytes += bytes;
-        self.filled.notify_one();
+    }
+}
+
+impl Queue {
+    fn push(&mut self, news: watch_news::News, bytes: usize) {
+        self.news.push_back((WatchNews { news: Some(news) }, bytes));
+        self.bytes += bytes;
     }
 }
 
@@ -289,7 +326,7 @@ impl Follow {
         if matches!(*out, Phase::Gone) {
             return Ok(false);
         }
-        self.feed.push_events(events).map(|()| true)
+        self.feed.push_past(events).map(|()| true)
     }
 
     /// Ends it with word to the proxy, if it has not ended yet. The caller takes it off the region's and the feed's lists.

@@ -5,7 +5,6 @@
 //! before any frontier can cover them (rule F1).
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,12 +14,14 @@ use braid_proto::id::Term;
 use braid_proto::key::{KeyRange, strip_user};
 use braid_proto::pb::{Change, Refusal, RegionEvent, RegionEvents, TxnEffect};
 use braid_store_core::pipeline::busy;
+use braid_store_core::record::Record;
 use braid_store_core::view::Damaged;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::feed::{Follow, Full, Phase};
-use crate::engine::{RegionData, Snapshot, shown};
+use super::ranges::Ranges;
+use crate::engine::{RegionData, Snapshot, Superseded, shown};
 
 /// See the module's text.
 #[derive(Default)]
@@ -39,8 +40,10 @@ pub struct Held<'a> {
 struct State {
     /// Follows of one key, by that key.
     singles: HashMap<Bytes, Vec<Arc<Follow>>>,
-    /// The others.
-    ranges: Vec<Arc<Follow>>,
+    /// The others, by their range.
+    ranges: Ranges<Vec<Arc<Follow>>>,
+    /// How many want what was there before.
+    prev_kv: usize,
 }
 
 /// Follows of one feed that want the same events of a transaction.
@@ -77,10 +80,7 @@ impl Live {
 impl Held<'_> {
     /// Adds a follow.
     pub fn add(&mut self, follow: Arc<Follow>) {
-        match single(&follow.range) {
-            Some(key) => self.state.singles.entry(key).or_default().push(follow),
-            None => self.state.ranges.push(follow),
-        }
+        self.state.add(follow);
         self.count.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -100,7 +100,7 @@ impl Held<'_> {
         let mut out = follow.out.lock();
         if let Phase::Joining { waiting, .. } = &mut *out {
             for events in std::mem::take(waiting) {
-                follow.feed.push_events(events)?;
+                follow.feed.push_past(events)?;
             }
             *out = Phase::Live;
             follow.progress.store(i64::MAX, Ordering::SeqCst);
@@ -108,17 +108,26 @@ impl Held<'_> {
         Ok(())
     }
 
-    /// Tells the follows what was just applied.
+    /// Whether somebody wants to know what `key` was before it changes.
+    pub fn wants_before(&self, key: &[u8]) -> bool {
+        let mut wanted = false;
+        if self.state.prev_kv > 0 {
+            self.state.at(key, |follow| wanted |= follow.prev_kv);
+        }
+        wanted
+    }
+
+    /// Tells the follows what was just applied. `before`: what that has superseded, as far as it is wanted.
     ///
     /// # Errors
     /// What was there before cannot be read; the follows have ended.
-    pub fn publish(&mut self, data: &RegionData, txns: &[TxnEffect]) -> Result<(), Damaged> {
+    pub fn publish(&mut self, data: &RegionData, txns: &[TxnEffect], before: &Superseded) -> Result<(), Damaged> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
         let mut slow = Vec::new();
         for txn in txns {
-            self.state.publish(data, txn, &mut slow)?;
+            self.state.publish(data, txn, before, &mut slow)?;
         }
         for follow in slow {
             self.remove(&follow);
@@ -136,38 +145,64 @@ impl Held<'_> {
 
 impl State {
     fn all(&self) -> impl Iterator<Item = &Arc<Follow>> {
-        self.ranges.iter().chain(self.singles.values().flatten())
+        self.ranges.values().chain(self.singles.values()).flatten()
+    }
+
+    /// Shows all follows of `key`.
+    fn at<'s>(&'s self, key: &[u8], mut visit: impl FnMut(&'s Arc<Follow>)) {
+        self.singles.get(key).into_iter().flatten().for_each(&mut visit);
+        self.ranges.at(key, &mut |follows| follows.iter().for_each(&mut visit));
+    }
+
+    fn add(&mut self, follow: Arc<Follow>) {
+        self.prev_kv += usize::from(follow.prev_kv);
+        match single(&follow.range) {
+            Some(key) => self.singles.entry(key).or_default().push(follow),
+            None => match self.ranges.get_mut(&follow.range) {
+                Some(follows) => follows.push(follow),
+                None => self.ranges.insert(follow.range.clone(), vec![follow]),
+            },
+        }
     }
 
     fn remove(&mut self, follow: &Follow) -> bool {
-        let is_it = |other: &Arc<Follow>| std::ptr::eq(Arc::as_ptr(other), follow);
-        let take = |list: &mut Vec<Arc<Follow>>| {
-            let at = list.iter().position(is_it);
-            at.map(|at| list.swap_remove(at)).is_some()
+        let key = single(&follow.range);
+        let list = match &key {
+            Some(key) => self.singles.get_mut(key),
+            None => self.ranges.get_mut(&follow.range),
         };
-        let Some(key) = single(&follow.range) else { return take(&mut self.ranges) };
-        let Entry::Occupied(mut list) = self.singles.entry(key) else { return false };
-        let found = take(list.get_mut());
-        if list.get().is_empty() {
-            list.remove();
+        let Some(list) = list else { return false };
+        let Some(at) = list.iter().position(|other| std::ptr::eq(Arc::as_ptr(other), follow)) else { return false };
+        list.swap_remove(at);
+        let is_last = list.is_empty();
+        match key {
+            Some(key) if is_last => _ = self.singles.remove(&key),
+            None if is_last => _ = self.ranges.remove(&follow.range),
+            _ => {}
         }
-        found
+        self.prev_kv -= usize::from(follow.prev_kv);
+        true
     }
 
     /// Queues the events of one transaction, built once for everybody. Who has no room is left, and put on `slow`.
-    fn publish(&self, data: &RegionData, txn: &TxnEffect, slow: &mut Vec<Arc<Follow>>) -> Result<(), Damaged> {
+    fn publish(
+        &self,
+        data: &RegionData,
+        txn: &TxnEffect,
+        before: &Superseded,
+        slow: &mut Vec<Arc<Follow>>,
+    ) -> Result<(), Damaged> {
         let mut wanted: HashMap<*const Follow, (&Arc<Follow>, Vec<usize>)> = HashMap::new();
         let mut events: Vec<Option<RegionEvent>> = Vec::new();
         for (at, change) in txn.changes.iter().enumerate() {
-            let singles = self.singles.get(&change.key[..]).into_iter().flatten();
-            let ranges = self.ranges.iter().filter(|follow| follow.range.contains(&change.key));
             let (mut any, mut prev_kv) = (false, false);
-            for follow in singles.chain(ranges) {
+            self.at(&change.key, |follow| {
                 (any, prev_kv) = (true, prev_kv || follow.prev_kv);
                 wanted.entry(Arc::as_ptr(follow)).or_insert_with(|| (follow, Vec::new())).1.push(at);
-            }
+            });
             let sub = txn.subs.get(at).copied().unwrap_or(at as u32);
-            events.push(if any { event(data, change, txn.revision, sub, prev_kv)? } else { None });
+            let before = Before { data, superseded: before, wanted: prev_kv };
+            events.push(if any { event(&before, change, txn.revision, sub)? } else { None });
         }
         let mut groups: HashMap<Group, Vec<&Arc<Follow>>> = HashMap::new();
         let message = |ids: Vec<u64>, prev_kv: bool, places: &[usize]| {
@@ -202,7 +237,7 @@ impl State {
         for ((_, prev_kv, places), follows) in groups {
             let ids = follows.iter().map(|follow| follow.id).collect();
             let Some(first) = follows.first() else { continue };
-            if first.feed.push_events(message(ids, prev_kv, &places)).is_err() {
+            if first.feed.push_live(message(ids, prev_kv, &places)).is_err() {
                 for follow in follows {
                     fell_behind(follow);
                     slow.push(Arc::clone(follow));
@@ -219,19 +254,31 @@ pub fn fell_behind(follow: &Follow) {
     follow.leave(Some(busy("the proxy fell behind")), 0);
 }
 
+/// Where an event finds what was there before.
+struct Before<'a> {
+    data: &'a RegionData,
+    superseded: &'a Superseded,
+    wanted: bool,
+}
+
+impl Before<'_> {
+    /// What `change` has superseded; `None` if nobody wants it, there was nothing, or that is compacted.
+    fn of(&self, change: &Change, revision: i64, sub: u32) -> Result<Option<Record>, Damaged> {
+        if !self.wanted || change.supersedes == 0 || revision - 1 < self.data.boundary() {
+            return Ok(None);
+        }
+        match self.superseded.get(revision, sub) {
+            // What the same transaction put there is not what was there before it.
+            Some(record) if record.mod_revision < revision => Ok(Some(record.clone())),
+            _ => self.data.before(&change.key, revision),
+        }
+    }
+}
+
 /// The event of a change that was just applied; `None` if it is none of user data.
-fn event(
-    data: &RegionData,
-    change: &Change,
-    revision: i64,
-    sub: u32,
-    prev_kv: bool,
-) -> Result<Option<RegionEvent>, Damaged> {
+fn event(before: &Before<'_>, change: &Change, revision: i64, sub: u32) -> Result<Option<RegionEvent>, Damaged> {
     let Some(key) = strip_user(&change.key) else { return Ok(None) };
-    let before = match prev_kv && change.supersedes != 0 {
-        true => data.before(&change.key, revision)?,
-        false => None,
-    };
+    let before = before.of(change, revision, sub)?;
     let (kind, kv) = if change.delete {
         (EventType::Delete, KeyValue { key: key.clone(), mod_revision: revision, ..KeyValue::default() })
     } else {

@@ -3,7 +3,8 @@
 //! A round says one number for the whole store and a lower one for each region that lags. It samples what this process has
 //! heard, then each region's pipeline, then the region's lease, and queues the frontier behind the events it covers: those
 //! were queued before the pipeline heard of them. A round is made after events, when a proxy asks, and at every tick; rounds
-//! that would take much of a processor's time are made less often.
+//! over many regions would take much of a processor's time and are made less often. Events are not sent before the round
+//! that follows them, so that a proxy gets them with the frontier that releases them.
 //!
 //! A region that holds a frontier back because of a lock is looked into if a proxy has asked for more: its transaction's
 //! primary says whether it may be passed (rule M7).
@@ -29,6 +30,8 @@ const TICK: Duration = Duration::from_millis(100);
 const REST: u32 = 8;
 /// Rounds shorter than this need no rest.
 const SHORT: Duration = Duration::from_micros(50);
+/// Rounds over no more regions are made on the thread that has applied something; others wait for their turn.
+const PROMPT_REGIONS_MAX: usize = 64;
 
 /// What rounds remember.
 #[derive(Default)]
@@ -37,6 +40,10 @@ pub struct Rounds {
     promised: HashMap<RegionId, i64>,
     /// Regions whose locks are looked into.
     looked_into: HashSet<RegionId>,
+    /// How many regions the last round looked at.
+    regions: usize,
+    /// Newest revision of an event that this process had not heard of, and has asked the sequencer about.
+    asked_for: i64,
 }
 
 /// What a round found out about a region.
@@ -44,6 +51,14 @@ struct Found {
     frontier: i64,
     /// It is held back by locks, as its leader of this term.
     locked: Option<(Arc<RegionPeer>, Term)>,
+    /// Its data cannot be read; it led in this term.
+    damaged: Option<(Arc<RegionPeer>, Term)>,
+}
+
+impl Found {
+    fn only(frontier: i64) -> Self {
+        Self { frontier, locked: None, damaged: None }
+    }
 }
 
 /// Makes rounds until `stop` says so.
@@ -57,7 +72,7 @@ pub async fn run(publisher: Arc<Publisher>, mut stop: watch::Receiver<bool>) {
             _ = stop.changed() => return,
         };
         let begun = Instant::now();
-        publisher.round(ticked);
+        publisher.round(&mut publisher.rounds.lock(), ticked);
         let took = begun.elapsed();
         if took > SHORT {
             tokio::select! {
@@ -69,35 +84,46 @@ pub async fn run(publisher: Arc<Publisher>, mut stop: watch::Receiver<bool>) {
 }
 
 impl Publisher {
+    /// Everything that an entry of a region did is queued, and its pipeline knows. Says how far that is, at once if that
+    /// costs little: what was queued leaves together with the frontier that covers it.
+    pub fn applied(self: &Arc<Self>) {
+        match self.rounds.try_lock() {
+            Some(mut rounds) if rounds.regions <= PROMPT_REGIONS_MAX => self.round(&mut rounds, false),
+            _ => self.kick(),
+        }
+    }
+
     /// Says what is new to every feed that waits for it, or, if `all`, to every feed.
-    fn round(self: &Arc<Self>, all: bool) {
-        let wants = |feed: &Arc<Feed>| feed.take_dirty() || all || feed.wants_more();
-        let feeds: Vec<Arc<Feed>> = self.feeds.lock().values().map(Arc::clone).filter(wants).collect();
+    fn round(self: &Arc<Self>, rounds: &mut Rounds, all: bool) {
+        let wants = |feed: &&Arc<Feed>| all || feed.owed() > 0 || feed.wants_more();
+        let feeds: Vec<Arc<Feed>> = self.feeds.lock().values().filter(wants).map(Arc::clone).collect();
         if feeds.is_empty() {
             return;
         }
         let heard = self.numbers.heard().1;
         let compacted = self.numbers.compacted();
         let mut found = HashMap::new();
-        let mut rounds = self.rounds.lock();
         let mut look_into = Vec::new();
+        let mut unheard = 0;
         for feed in feeds {
-            let nudged = feed.nudged.load(Ordering::SeqCst);
+            let (nudged, owed) = (feed.nudged.load(Ordering::SeqCst), feed.owed());
+            unheard = owed.max(unheard);
             let mut follows = feed.follows.lock();
             if follows.regions.is_empty() {
+                feed.flush();
                 continue;
             }
             let mut lower = HashMap::new();
             for (id, (region, _)) in &follows.regions {
-                let found = found.entry(*id).or_insert_with(|| look(&mut rounds, *id, region, heard));
+                let found = found.entry(*id).or_insert_with(|| look(rounds, *id, region, heard));
                 if found.frontier < heard {
                     lower.insert(*id, found.frontier);
                 }
-                if found.frontier < nudged.min(heard)
+                if found.frontier < nudged.max(owed).min(heard)
                     && let Some((region, term)) = found.locked.take()
                     && rounds.looked_into.insert(*id)
                 {
-                    look_into.push((region, term, nudged));
+                    look_into.push((region, term, nudged.max(owed)));
                 }
             }
             let mut catching_up = Vec::new();
@@ -123,41 +149,59 @@ impl Publisher {
                 feed.push_frontier(frontier.clone());
                 follows.said = Some(frontier);
             }
+            feed.covered(reached);
+            feed.flush();
         }
+        rounds.regions = found.len();
+        let damaged: Vec<_> = found.values_mut().filter_map(|found| found.damaged.take()).collect();
         if all {
             let followed: HashSet<RegionId> = found.into_keys().collect();
             rounds.promised.retain(|id, _| followed.contains(id));
         }
-        drop(rounds);
-        for (region, term, wanted) in look_into {
-            let publisher = Arc::clone(self);
-            tokio::spawn(async move {
-                let span = region.handle().region().range();
-                // Lost leadership ends the region's follows by itself.
-                _ = read::out_of_the_way(&region, &span, (wanted, term), false).await;
-                publisher.rounds.lock().looked_into.remove(&region.id());
-                publisher.kick();
-            });
+        // Without the locks of feeds, which ending a follow takes.
+        for (region, term) in damaged {
+            region.live().leave(term, &not_found());
         }
+        for (region, term, wanted) in look_into {
+            self.look_into(region, term, wanted);
+        }
+        if unheard > heard && (all || rounds.asked_for < unheard) {
+            // A part of a transaction over several regions, numbered by another store: this one has not heard of it.
+            rounds.asked_for = unheard;
+            self.hear_and_kick();
+        }
+    }
+
+    /// Finds out about the locks that hold a region's frontier back.
+    fn look_into(self: &Arc<Self>, region: Arc<RegionPeer>, term: Term, wanted: i64) {
+        let publisher = Arc::clone(self);
+        let runtime = region.shared().runtime.clone();
+        runtime.spawn(async move {
+            let span = region.handle().region().range();
+            // Lost leadership ends the region's follows by itself.
+            _ = read::out_of_the_way(&region, &span, (wanted, term), false).await;
+            publisher.rounds.lock().looked_into.remove(&region.id());
+            publisher.kick();
+        });
     }
 }
 
 /// How far a region is, with its lease checked last.
 fn look(rounds: &mut Rounds, id: RegionId, region: &Weak<RegionPeer>, heard: i64) -> Found {
     let last = rounds.promised.get(&id).copied().unwrap_or(0);
-    let Some(region) = region.upgrade() else { return Found { frontier: last, locked: None } };
+    let Some(region) = region.upgrade() else { return Found::only(last) };
     let Some((term, frontier, has_locks)) = region.leads_up_to(heard) else {
-        return Found { frontier: last, locked: None };
+        return Found::only(last);
     };
     if region.is_damaged() {
-        region.live().leave(term, &not_found());
+        return Found { damaged: Some((region, term)), ..Found::only(last) };
     }
     if !region.handle().lease(term) {
-        return Found { frontier: last, locked: None };
+        return Found::only(last);
     }
     let promised = rounds.promised.entry(id).or_insert(frontier);
     *promised = frontier.max(*promised);
-    Found { frontier, locked: has_locks.then_some((region, term)) }
+    Found { locked: has_locks.then_some((region, term)), ..Found::only(frontier) }
 }
 
 impl Feed {

@@ -36,11 +36,13 @@ pub struct Listener {
     next_id: u64,
     /// By id.
     pub follows: HashMap<u64, Told>,
+    /// How many messages had events and no frontier that covers them.
+    pub uncovered: usize,
 }
 
 impl Listener {
     pub fn new(following: Following) -> Self {
-        Self { following, next_id: 1, follows: HashMap::new() }
+        Self { following, next_id: 1, follows: HashMap::new(), uncovered: 0 }
     }
 
     /// Follows a range of a region; returns the follow's id.
@@ -109,6 +111,7 @@ impl Listener {
     /// Takes the next news.
     pub async fn listen(&mut self) {
         let feed = timeout(PATIENCE, self.following.next()).await.expect("news in time").expect("an open feed");
+        let mut newest = HashMap::new();
         for WatchNews { news } in feed.news {
             match news.expect("news") {
                 watch_news::News::Joined(joined) => {
@@ -123,6 +126,7 @@ impl Listener {
                 }
                 watch_news::News::Events(events) => {
                     for id in &events.ids {
+                        newest.insert(*id, events.revision);
                         let told = self.follows.get_mut(id).expect("a follow");
                         assert!(told.joined && told.left.is_none(), "events outside of a follow: {id}");
                         assert!(
@@ -142,6 +146,7 @@ impl Listener {
                 watch_news::News::Frontier(frontier) => self.advance(&frontier),
             }
         }
+        self.uncovered += usize::from(newest.iter().any(|(id, revision)| self.follows[id].frontier < *revision));
     }
 
     fn advance(&mut self, frontier: &StoreFrontier) {
