@@ -4,6 +4,7 @@
 //! The service speaks etcd's words with clients and knows nothing of regions; the hub knows regions and nothing of clients'
 //! streams. Between them lies [`Source`].
 
+pub mod batch;
 pub mod hub;
 pub mod merge;
 pub mod service;
@@ -13,9 +14,10 @@ pub mod wire;
 
 use std::sync::Arc;
 
-use braid_proto::etcd::mvccpb::Event;
 use braid_proto::key::KeyRange;
 use futures::future::BoxFuture;
+
+use batch::Batch;
 
 /// Names a subscription of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,25 +34,16 @@ pub struct Wanted {
     pub prev_kv: bool,
 }
 
-/// What a subscription hears, in this order: all events of a revision at once, revisions rising, nothing left out.
-#[derive(Clone, Debug)]
-pub enum News {
-    /// Every event of `revision` in the range, in order of sub-revision; shared by all that hear it.
-    Events {
-        /// Their revision.
-        revision: i64,
-        /// At least one.
-        events: Arc<Vec<Event>>,
-    },
-    /// History that is needed to go on is gone: it begins at this revision. The subscription has ended.
-    Compacted(i64),
-}
-
-/// Where news go. Must not block.
+/// Where news of subscriptions go: all events of a revision at once, revisions rising, nothing left out. Must not block.
 pub trait Receiver: Send + Sync + 'static {
-    /// Takes news of a subscription. False: there is no room; the same news are offered again after
+    /// Takes the moments of `batch` from index `from` on, which is inside of it. Returns the index of the first that there is
+    /// no room for; the batch's length if it has taken all. What it has not taken is offered again after
     /// [`Source::resume`], and nothing else until then.
-    fn take(&self, id: SubscriptionId, news: &News) -> bool;
+    fn take(&self, id: SubscriptionId, batch: &Batch, from: usize) -> usize;
+
+    /// History that is needed to go on is gone: it begins at `begin`. The subscription has ended. False: there is no room;
+    /// it is said again after [`Source::resume`].
+    fn end(&self, id: SubscriptionId, begin: i64) -> bool;
 }
 
 /// Where events come from.

@@ -35,7 +35,7 @@ use bytes::Bytes;
 
 use self::group::{Group, Member, Piece, Place};
 use self::stream::Stream;
-use super::{News, Receiver, SubscriptionId, Wanted};
+use super::{Receiver, SubscriptionId, Wanted};
 
 /// What a merge may hold.
 #[derive(Clone, Copy, Debug)]
@@ -724,7 +724,7 @@ impl Merge {
 
     /// Tells a subscription that it has ended, now or when there is room.
     fn end(&mut self, range: KeyRange, prev_kv: bool, member: Member, waits: Vec<i64>, compacted: i64) {
-        if !member.receiver.take(member.id, &News::Compacted(compacted)) {
+        if !member.receiver.end(member.id, compacted) {
             return self.park(range, prev_kv, member, waits, Some(compacted));
         }
         self.homes.remove(&member.id);

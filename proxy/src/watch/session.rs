@@ -4,7 +4,7 @@
 //!  in                                        out
 //!  message   what the client says            next_response   what the client is told, in order
 //!  bound     the sequencer's word            take_orders     Bound, Subscribe, Unsubscribe, Resume, Reach
-//!  news      what the source offers
+//!  news, history_begins   what the source offers
 //!  reached   how far subscriptions have come
 //!  notices_due   the clock of progress_notify
 //! ```
@@ -17,7 +17,9 @@
 //! 4. A report on all watches (`progress_request`) carries a bound that every watch has reached. If newer events went out
 //!    meanwhile, or watches were added, it is tried once more at the newest of these events, with all that is newer held
 //!    back for that short time: what clients hear does not go back.
-//! 5. A watch whose news had no room is resumed once the client has read enough, the longest waiting first.
+//! 5. A revision has a response of its own, but for a watch that is behind: while it is told the past, or where many
+//!    revisions wait for it, it gets several in one, as from etcd.
+//! 6. A watch whose news had no room is resumed once the client has read enough, the longest waiting first.
 
 mod outbox;
 #[cfg(test)]
@@ -35,9 +37,10 @@ use braid_proto::etcd::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use braid_proto::key::KeyRange;
 use braid_store_client::bound::Bound;
 
-use super::wire::{self, Response, View};
-use super::{News, SubscriptionId, Wanted};
-use outbox::{Delivery, Outbox};
+use super::batch::{Batch, View};
+use super::wire::Response;
+use super::{SubscriptionId, Wanted};
+use outbox::{Delivery, Outbox, PILE, REVISIONS_MAX};
 
 /// Reports and refusals carry this instead of a watch id.
 const NO_WATCH: i64 = -1;
@@ -206,49 +209,67 @@ impl Session {
         }
     }
 
-    /// Takes what the source offers; false: there is no room for it.
-    pub fn news(&mut self, subscription: SubscriptionId, news: &News) -> bool {
-        let Some(watch) = self.watches.get_mut(&subscription) else { return true };
-        match news {
-            News::Events { revision, .. } if *revision <= watch.done => true,
-            News::Events { revision, .. } if *revision < watch.start => {
-                watch.done = *revision;
-                true
+    /// Takes what the source offers of `batch` from index `from` on. Returns the first that there is no room for.
+    pub fn news(&mut self, subscription: SubscriptionId, batch: &Batch, from: usize) -> usize {
+        let Some(watch) = self.watches.get_mut(&subscription) else { return batch.len() };
+        let mut at = from;
+        while at < batch.len() {
+            let revision = batch.revision(at);
+            if revision <= watch.done || revision < watch.start {
+                watch.done = revision.max(watch.done);
+                at += 1;
+                continue;
             }
-            News::Compacted(begin) if *begin <= watch.start && watch.ahead.is_some() => {
-                self.subscribe_again(subscription, *begin);
-                true
+            if self.outbox.room() == 0 {
+                self.stall(subscription);
+                return at;
             }
-            _ if self.outbox.room() == 0 => {
-                // What it hears next is the past.
-                watch.past = watch.past.max(self.newest);
-                if !mem::replace(&mut watch.stalled, true) {
-                    self.stalled.push_back(subscription);
-                }
-                false
+            let run = match self.report {
+                Report::None => watch.run(batch, at, self.outbox.joined_bytes_max()),
+                // Each revision is looked at: it may have to wait for the report.
+                _ => 1,
+            };
+            let (events, last) = (batch.encoded(watch.view, at..at + run), batch.revision(at + run - 1));
+            watch.done = last;
+            watch.ahead = None;
+            watch.idle = false;
+            self.newest = self.newest.max(last);
+            at += run;
+            if events.events > 0 {
+                self.outbox.deliver(Delivery {
+                    watch_id: watch.id,
+                    revision: last,
+                    revisions: run as u32,
+                    events,
+                    fragment: watch.fragment,
+                    past: revision <= watch.past,
+                    late: self.report.leaves_out(subscription),
+                });
             }
-            News::Events { revision, events } => {
-                watch.done = *revision;
-                watch.ahead = None;
-                watch.idle = false;
-                self.newest = self.newest.max(*revision);
-                let events = wire::encode(events, watch.view);
-                if events.events > 0 {
-                    self.outbox.deliver(Delivery {
-                        watch_id: watch.id,
-                        revision: *revision,
-                        events,
-                        fragment: watch.fragment,
-                        past: *revision <= watch.past,
-                        late: self.report.leaves_out(subscription),
-                    });
-                }
-                true
-            }
-            News::Compacted(begin) => {
-                self.compacted(subscription, *begin);
-                true
-            }
+        }
+        at
+    }
+
+    /// Takes the source's word that history which is needed is gone. False: there is no room for the client to be told.
+    pub fn history_begins(&mut self, subscription: SubscriptionId, begin: i64) -> bool {
+        let Some(watch) = self.watches.get(&subscription) else { return true };
+        if begin <= watch.start && watch.ahead.is_some() {
+            self.subscribe_again(subscription, begin);
+        } else if self.outbox.room() == 0 {
+            self.stall(subscription);
+            return false;
+        } else {
+            self.compacted(subscription, begin);
+        }
+        true
+    }
+
+    /// There is no room for a watch; what it hears next is the past.
+    fn stall(&mut self, subscription: SubscriptionId) {
+        let Some(watch) = self.watches.get_mut(&subscription) else { return };
+        watch.past = watch.past.max(self.newest);
+        if !mem::replace(&mut watch.stalled, true) {
+            self.stalled.push_back(subscription);
         }
     }
 
@@ -524,6 +545,21 @@ impl Session {
                 self.orders.push(Order::Resume(subscription));
                 room -= 1;
             }
+        }
+    }
+}
+
+impl Watch {
+    /// How many moments of `batch` go into one response, from index `at` on: those of the past that fit, and those that
+    /// have just happened if they have piled up.
+    fn run(&self, batch: &Batch, at: usize, bytes_max: usize) -> usize {
+        let together = match batch.len() - at {
+            rest if rest >= PILE => rest,
+            _ => batch.position(self.past.saturating_add(1)).saturating_sub(at),
+        };
+        match together {
+            0 | 1 => 1,
+            together => batch.fitting(self.view, at, bytes_max).min(together).min(REVISIONS_MAX as usize),
         }
     }
 }

@@ -23,7 +23,8 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Hub;
-use crate::watch::{News, Receiver, Source, SubscriptionId, Wanted};
+use crate::watch::batch::Batch;
+use crate::watch::{Receiver, Source, SubscriptionId, Wanted};
 
 const CLUSTER: ClusterId = ClusterId(7);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -163,16 +164,21 @@ struct Client {
 }
 
 impl Receiver for Client {
-    fn take(&self, _: SubscriptionId, news: &News) -> bool {
+    fn take(&self, _: SubscriptionId, batch: &Batch, from: usize) -> usize {
         if *self.full.lock() {
-            return false;
+            return from;
         }
-        let News::Events { revision, events } = news else { panic!("{news:?}") };
-        for event in &**events {
-            let key = event.kv.as_ref().map(|kv| kv.key.to_vec()).unwrap_or_default();
-            self.heard.lock().push((*revision, String::from_utf8(key).expect("text")));
+        for moment in &batch.moments()[from..] {
+            for event in &moment.events {
+                let key = event.kv.as_ref().map(|kv| kv.key.to_vec()).unwrap_or_default();
+                self.heard.lock().push((moment.revision, String::from_utf8(key).expect("text")));
+            }
         }
-        true
+        batch.len()
+    }
+
+    fn end(&self, _: SubscriptionId, begin: i64) -> bool {
+        panic!("history begins at {begin}")
     }
 }
 

@@ -15,12 +15,16 @@ use braid_proto::key::{KeyRange, TAG_USER};
 use braid_proto::pb::RegionEvent;
 
 use super::stream::Stream;
-use super::{Limits, News, Receiver, SubscriptionId};
+use super::{Limits, Receiver, SubscriptionId};
+use crate::watch::batch::{Batch, Moment};
 
 /// Groups with more pieces keep a summary of where these are.
 const SUMMARY_FROM: usize = 16;
 /// What an event takes beside its keys and values.
 const EVENT_BYTES: usize = 128;
+/// Revisions, and about so many bytes, that are told together.
+const BATCH_REVISIONS: usize = 1_024;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// One part of a group's range, in one region.
 #[derive(Debug)]
@@ -112,10 +116,27 @@ pub struct Member {
     pub receiver: Arc<dyn Receiver>,
 }
 
+impl Member {
+    /// Offers what it has not taken of a batch, which is some of it. False: there is no room for all.
+    fn offer(&mut self, batch: &Batch) -> bool {
+        let taken = self.receiver.take(self.id, batch, batch.position(self.next));
+        let all = taken >= batch.len();
+        self.next = if all { batch.last() + 1 } else { batch.revision(taken) };
+        all
+    }
+}
+
 /// Deliveries that members which are behind have still to take.
 #[derive(Default)]
 struct Backlog {
-    deliveries: VecDeque<(i64, Arc<Vec<Event>>)>,
+    deliveries: VecDeque<Delivery>,
+    events: usize,
+    bytes: usize,
+}
+
+/// A batch, and how much it holds.
+struct Delivery {
+    batch: Arc<Batch>,
     events: usize,
     bytes: usize,
 }
@@ -397,40 +418,46 @@ impl Group {
     /// Delivers what waits up to `revision`, which becomes the frontier. True: a member has fallen behind.
     pub fn deliver(&mut self, revision: i64) -> bool {
         let mut refused = false;
-        while let Some(first) = self.waiting.first_entry()
-            && *first.key() <= revision
-        {
-            let at = *first.key();
-            let events: Vec<Event> = first.remove().into_iter().map(|held| held.event).collect();
-            let bytes = events.iter().map(size).sum();
-            self.waiting_events -= events.len();
-            self.waiting_bytes -= bytes;
-            refused |= self.tell(at, Arc::new(events), bytes);
+        while let Some(delivery) = self.next_delivery(revision) {
+            self.waiting_events -= delivery.events;
+            self.waiting_bytes -= delivery.bytes;
+            refused |= self.tell(delivery);
         }
         self.frontier = self.frontier.max(revision);
         refused
     }
 
-    fn tell(&mut self, revision: i64, events: Arc<Vec<Event>>, bytes: usize) -> bool {
-        let count = events.len();
-        let news = News::Events { revision, events };
+    /// Takes out the first revisions of what waits up to `revision`.
+    fn next_delivery(&mut self, revision: i64) -> Option<Delivery> {
+        let (mut moments, mut events, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(first) = self.waiting.first_entry()
+            && *first.key() <= revision
+            && moments.len() < BATCH_REVISIONS
+            && bytes < BATCH_BYTES
+        {
+            let (revision, held) = first.remove_entry();
+            let of_revision: Vec<Event> = held.into_iter().map(|held| held.event).collect();
+            events += of_revision.len();
+            bytes += of_revision.iter().map(size).sum::<usize>();
+            moments.push(Moment { revision, events: of_revision });
+        }
+        (!moments.is_empty()).then(|| Delivery { batch: Arc::new(Batch::new(moments)), events, bytes })
+    }
+
+    fn tell(&mut self, delivery: Delivery) -> bool {
+        let batch = &*delivery.batch;
         let (mut refused, mut owed) = (false, false);
         for member in &mut self.members {
-            if !member.behind && member.next <= revision {
-                match member.receiver.take(member.id, &news) {
-                    true => member.next = revision + 1,
-                    false => {
-                        (member.next, member.behind, refused) = (revision, true, true);
-                    }
-                }
+            if !member.behind && member.next <= batch.last() && !member.offer(batch) {
+                (member.behind, refused) = (true, true);
             }
             owed |= member.behind;
         }
-        if owed && let News::Events { events, .. } = news {
+        if owed {
             let backlog = self.backlog.get_or_insert_default();
-            backlog.deliveries.push_back((revision, events));
-            backlog.events += count;
-            backlog.bytes += bytes;
+            backlog.events += delivery.events;
+            backlog.bytes += delivery.bytes;
+            backlog.deliveries.push_back(delivery);
         }
         refused
     }
@@ -438,16 +465,10 @@ impl Group {
     /// Offers a member that is behind what it has missed. True: it is not behind any more.
     pub fn resume(&mut self, index: usize) -> bool {
         let member = &mut self.members[index];
-        for (revision, events) in self.backlog.iter().flat_map(|backlog| &backlog.deliveries) {
-            if *revision < member.next {
-                continue;
-            }
-            let news = News::Events { revision: *revision, events: Arc::clone(events) };
-            if !member.receiver.take(member.id, &news) {
-                member.next = *revision;
+        for delivery in self.backlog.iter().flat_map(|backlog| &backlog.deliveries) {
+            if member.next <= delivery.batch.last() && !member.offer(&delivery.batch) {
                 return false;
             }
-            member.next = revision + 1;
         }
         member.behind = false;
         self.trim_backlog();
@@ -461,10 +482,10 @@ impl Group {
             self.backlog = None;
             return;
         };
-        while backlog.deliveries.front().is_some_and(|(revision, _)| *revision < next) {
-            if let Some((_, events)) = backlog.deliveries.pop_front() {
-                backlog.events -= events.len();
-                backlog.bytes -= events.iter().map(size).sum::<usize>();
+        while backlog.deliveries.front().is_some_and(|delivery| delivery.batch.last() < next) {
+            if let Some(delivery) = backlog.deliveries.pop_front() {
+                backlog.events -= delivery.events;
+                backlog.bytes -= delivery.bytes;
             }
         }
     }

@@ -11,7 +11,8 @@ use braid_proto::pb::{Follow, FollowFrontier, RegionEpoch, RegionEvent, RegionEv
 use parking_lot::Mutex;
 
 use super::{Effect, Limits, Merge, Tile, Trouble};
-use crate::watch::{News, Receiver, SubscriptionId, Wanted};
+use crate::watch::batch::Batch;
+use crate::watch::{Receiver, SubscriptionId, Wanted};
 
 const S1: StoreId = StoreId(1);
 const S2: StoreId = StoreId(2);
@@ -41,18 +42,22 @@ impl Client {
 }
 
 impl Receiver for Client {
-    fn take(&self, _: SubscriptionId, news: &News) -> bool {
+    fn take(&self, _: SubscriptionId, batch: &Batch, from: usize) -> usize {
+        let mut taken = self.taken.lock();
+        for (index, moment) in batch.moments().iter().enumerate().skip(from) {
+            let Some(room) = taken.room.checked_sub(1) else { return index };
+            taken.room = room;
+            let keys: Vec<&str> = moment.events.iter().map(key_of).collect();
+            taken.lines.push(format!("{} {}", moment.revision, keys.join(" ")));
+        }
+        batch.len()
+    }
+
+    fn end(&self, _: SubscriptionId, begin: i64) -> bool {
         let mut taken = self.taken.lock();
         let Some(room) = taken.room.checked_sub(1) else { return false };
         taken.room = room;
-        taken.lines.push(match news {
-            News::Compacted(revision) => format!("compacted {revision}"),
-            News::Events { revision, events } => {
-                let keys = events.iter().map(|event| key_of(event).to_owned());
-                let keys: Vec<String> = keys.collect();
-                format!("{revision} {}", keys.join(" "))
-            }
-        });
+        taken.lines.push(format!("compacted {begin}"));
         true
     }
 }

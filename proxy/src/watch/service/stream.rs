@@ -25,9 +25,10 @@ use tonic::{Code, Status};
 
 use super::{Outside, Parts};
 use crate::in_flight::Ticket;
+use crate::watch::batch::Batch;
 use crate::watch::session::{Order, Purpose, Session};
 use crate::watch::wire::{Frame, Response};
-use crate::watch::{News, Receiver, Source, SubscriptionId};
+use crate::watch::{Receiver, Source, SubscriptionId};
 
 /// Responses in a row before the client's messages are looked at again.
 const IN_A_ROW_MAX: u32 = 32;
@@ -108,17 +109,22 @@ impl Inner {
 }
 
 impl Receiver for Inner {
-    fn take(&self, id: SubscriptionId, news: &News) -> bool {
+    fn take(&self, id: SubscriptionId, batch: &Batch, from: usize) -> usize {
         let mut state = self.state.lock();
-        if !self.change(&mut state, |session| session.news(id, news)) {
-            return false;
-        }
-        let waker = state.waker.take();
+        let taken = self.change(&mut state, |session| session.news(id, batch, from));
+        let waker = state.waker.take_if(|_| taken > from);
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        true
+        waker.into_iter().for_each(Waker::wake);
+        taken
+    }
+
+    fn end(&self, id: SubscriptionId, begin: i64) -> bool {
+        let mut state = self.state.lock();
+        let taken = self.change(&mut state, |session| session.history_begins(id, begin));
+        let waker = state.waker.take_if(|_| taken);
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+        taken
     }
 }
 

@@ -2,27 +2,33 @@
 //!
 //! - Events are taken while there is room; answers to the client's own requests always, because the client's requests are
 //!   not read while there is none.
-//! - Events of the past that follow each other, of one watch, go into one response.
+//! - Events of the past that follow each other, of one watch, go into one response; so do later ones when responses pile
+//!   up.
 //! - A response that is too large for the client goes in fragments, one right after the other.
 //! - While a report on all watches is about to be answered, what is newer waits behind it (*held*), so that no client hears
 //!   of a revision and then of an older one.
 
 use std::collections::VecDeque;
 
+use crate::watch::batch::Encoded;
 use crate::watch::session::Limits;
-use crate::watch::wire::{Encoded, Response};
+use crate::watch::wire::Response;
 
 /// Revisions in one response at most, as in etcd.
-const REVISIONS_MAX: u32 = 1000;
-/// A response with events of the past takes no more of them beyond this.
+pub const REVISIONS_MAX: u32 = 1000;
+/// Where so many revisions wait for a watch, or so many responses for the client, revisions share a response.
+pub const PILE: usize = 8;
+/// A response takes no more revisions beyond this.
 const JOINED_BYTES_MAX: usize = 256 << 10;
 
-/// Events of one revision, on their way to one watch.
+/// Events of a revision or some, on their way to one watch.
 pub struct Delivery {
     /// The watch.
     pub watch_id: i64,
-    /// Their revision.
+    /// Their revision, or the last.
     pub revision: i64,
+    /// Of how many revisions they are.
+    pub revisions: u32,
     /// At least one.
     pub events: Encoded,
     /// The client takes fragments.
@@ -35,8 +41,8 @@ pub struct Delivery {
 
 struct Queued {
     response: Response,
-    /// How many revisions its events are of, if more may join.
-    revisions: Option<u32>,
+    /// How many revisions its events are of; 0: no more may join.
+    revisions: u32,
 }
 
 /// What a stream has to send.
@@ -90,7 +96,7 @@ impl Outbox {
     /// Sends `report`, if there is one, and then what was held.
     pub fn release(&mut self, report: Option<Response>) {
         self.hold = None;
-        self.queue.extend(report.map(|response| Queued { response, revisions: None }));
+        self.queue.extend(report.map(|response| Queued { response, revisions: 0 }));
         for queued in &self.behind {
             self.newest = self.newest.max(newest_event(&queued.response));
         }
@@ -100,7 +106,7 @@ impl Outbox {
     /// Takes an answer without events.
     pub fn answer(&mut self, response: Response) {
         let queue = if self.hold.is_some() { &mut self.behind } else { &mut self.queue };
-        queue.push_back(Queued { response, revisions: None });
+        queue.push_back(Queued { response, revisions: 0 });
     }
 
     /// Takes events.
@@ -111,14 +117,13 @@ impl Outbox {
         if !held {
             self.newest = self.newest.max(delivery.revision);
         }
-        if delivery.past
+        if (delivery.past || queue.len() >= PILE)
             && let Some(last) = queue.back_mut()
             && last.takes(&delivery)
         {
             last.join(delivery);
             return;
         }
-        let revisions = delivery.past.then_some(1);
         let fragment_bytes = delivery.fragment.then_some(self.limits.fragment_bytes);
         let response = Response {
             watch_id: delivery.watch_id,
@@ -130,8 +135,13 @@ impl Outbox {
             Some(bytes_max) if delivery.events.events > 1 && response.len_max() >= bytes_max => {
                 queue.extend(fragments(response, delivery.events, bytes_max));
             }
-            _ => queue.push_back(Queued { response, revisions }),
+            _ => queue.push_back(Queued { response, revisions: delivery.revisions }),
         }
+    }
+
+    /// How large a response may become by revisions that share it.
+    pub fn joined_bytes_max(&self) -> usize {
+        JOINED_BYTES_MAX.min(self.limits.fragment_bytes / 2)
     }
 
     /// The next response to send.
@@ -144,13 +154,14 @@ impl Outbox {
 
 impl Queued {
     fn takes(&self, delivery: &Delivery) -> bool {
-        self.revisions.is_some_and(|revisions| revisions < REVISIONS_MAX)
+        self.revisions > 0
+            && self.revisions + delivery.revisions <= REVISIONS_MAX
             && self.response.watch_id == delivery.watch_id
             && self.response.events_len() + delivery.events.bytes.len() <= JOINED_BYTES_MAX
     }
 
     fn join(&mut self, delivery: Delivery) {
-        self.revisions = self.revisions.map(|revisions| revisions + 1);
+        self.revisions += delivery.revisions;
         self.response.revision = delivery.revision;
         self.response.more.push(delivery.events.bytes);
     }
@@ -168,7 +179,7 @@ fn fragments(whole: Response, mut rest: Encoded, bytes_max: usize) -> Vec<Queued
     while rest.events > 0 {
         let events = rest.split_first(events_max).bytes;
         let response = Response { events, fragment: rest.events > 0, ..head.clone() };
-        queued.push(Queued { response, revisions: None });
+        queued.push(Queued { response, revisions: 0 });
     }
     queued
 }

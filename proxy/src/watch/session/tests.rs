@@ -7,6 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::*;
+use crate::watch::batch::Moment;
 
 const LIMITS: Limits = Limits { responses_max: 8, bytes_max: 10_000, fragment_bytes: 600 };
 
@@ -35,8 +36,8 @@ fn put(key: &str, revision: i64) -> Event {
     event(EventType::Put, key, revision, 1)
 }
 
-fn news(revision: i64, events: Vec<Event>) -> News {
-    News::Events { revision, events: Arc::new(events) }
+fn news(revision: i64, events: Vec<Event>) -> Batch {
+    Batch::new(vec![Moment { revision, events }])
 }
 
 impl Script {
@@ -74,9 +75,14 @@ impl Script {
         subscription.expect("a subscription")
     }
 
+    /// The source offers one moment. False: there is no room.
+    fn offer(&mut self, subscription: SubscriptionId, batch: &Batch) -> bool {
+        self.0.news(subscription, batch, 0) == 1
+    }
+
     /// The source offers a put of `key`.
     fn put(&mut self, subscription: SubscriptionId, key: &str, revision: i64) -> bool {
-        self.0.news(subscription, &news(revision, vec![put(key, revision)]))
+        self.offer(subscription, &news(revision, vec![put(key, revision)]))
     }
 
     /// Orders as text.
@@ -188,7 +194,7 @@ fn a_watch_of_the_future_hears_nothing_before_its_start() {
 fn a_watch_of_the_future_survives_a_compaction_below_its_start() {
     let mut script = script();
     let watch = script.watch(from("a", 50), 41);
-    assert!(script.0.news(watch, &News::Compacted(45)));
+    assert!(script.0.history_begins(watch, 45));
     assert!(script.heard().is_empty());
     assert_eq!(script.orders(), [r#"subscribe 2 b" a"..b" a\0" @45"#]);
     assert!(script.put(SubscriptionId(2), "a", 50));
@@ -269,7 +275,7 @@ fn a_compacted_start_is_created_and_then_cancelled() {
 fn a_watch_that_a_compaction_passes_is_cancelled_and_keeps_its_id() {
     let mut script = script();
     let watch = script.watch(WatchCreateRequest { watch_id: 3, ..create("a") }, 10);
-    assert!(script.0.news(watch, &News::Compacted(30)));
+    assert!(script.0.history_begins(watch, 30));
     assert_eq!(script.heard(), ["3 @0 canceled compacted 30"]);
     assert!(script.put(watch, "a", 31), "late news are swallowed");
     assert!(script.heard().is_empty());
@@ -321,9 +327,9 @@ fn one_revision_is_one_response_and_comes_once() {
     let mut script = script();
     let watch = script.watch(create("a"), 10);
     let both = news(11, vec![put("a", 11), put("b", 11)]);
-    assert!(script.0.news(watch, &both));
+    assert!(script.offer(watch, &both));
     assert!(script.put(watch, "a", 12));
-    assert!(script.0.news(watch, &both), "taken and dropped");
+    assert!(script.offer(watch, &both), "taken and dropped");
     assert_eq!(script.heard(), ["0 @11 put a@11 put b@11", "0 @12 put a@12"]);
 }
 
@@ -340,7 +346,7 @@ fn filters_drop_events_and_whole_responses() {
     let delete = event(EventType::Delete, "b", 11, 0);
     let (both, puts) = (news(11, vec![put("a", 11), delete]), news(12, vec![put("a", 12)]));
     for watch in [no_put, no_delete, nothing] {
-        assert!(script.0.news(watch, &both) && script.0.news(watch, &puts));
+        assert!(script.offer(watch, &both) && script.offer(watch, &puts));
     }
     assert_eq!(script.heard(), ["0 @11 delete b@11", "1 @11 put a@11", "1 @12 put a@12"]);
 }
@@ -353,7 +359,7 @@ fn previous_values_go_to_those_who_asked() {
     let mut changed = put("a", 11);
     changed.prev_kv.clone_from(&put("a", 5).kv);
     let news = news(11, vec![changed]);
-    assert!(script.0.news(with, &news) && script.0.news(without, &news));
+    assert!(script.offer(with, &news) && script.offer(without, &news));
     assert_eq!(script.heard(), ["0 @11 put a@11+prev", "1 @11 put a@11"]);
 }
 
@@ -364,7 +370,7 @@ fn large_responses_go_in_fragments_without_others_between() {
     let whole = script.watch(create("a"), 10);
     let large = |key| event(EventType::Put, key, 11, 350);
     let news = news(11, vec![large("a"), large("b"), large("c"), large("d")]);
-    assert!(script.0.news(cut, &news) && script.0.news(whole, &news));
+    assert!(script.offer(cut, &news) && script.offer(whole, &news));
     assert_eq!(
         script.heard(),
         [
@@ -383,8 +389,8 @@ fn a_fragment_holds_as_much_as_it_may_and_one_event_is_never_cut() {
     let watch = script.watch(WatchCreateRequest { fragment: true, ..create("a") }, 10);
     let small = |key| event(EventType::Put, key, 11, 150);
     let huge = event(EventType::Put, "a", 12, 5000);
-    assert!(script.0.news(watch, &news(11, vec![small("a"), small("b"), small("c"), small("d"), small("e")])));
-    assert!(script.0.news(watch, &news(12, vec![huge])));
+    assert!(script.offer(watch, &news(11, vec![small("a"), small("b"), small("c"), small("d"), small("e")])));
+    assert!(script.offer(watch, &news(12, vec![huge])));
     let mut lens = Vec::new();
     let mut heard = Vec::new();
     while let Some(response) = script.0.next_response() {
@@ -400,7 +406,7 @@ fn the_past_comes_in_batches_of_whole_revisions_and_the_present_one_by_one() {
     let mut script = script();
     let watch = script.watch(from("a", 2), 4);
     for revision in [2, 3, 4, 5, 6] {
-        assert!(script.0.news(watch, &news(revision, vec![put("a", revision), put("b", revision)])));
+        assert!(script.offer(watch, &news(revision, vec![put("a", revision), put("b", revision)])));
     }
     assert_eq!(
         script.heard(),
@@ -448,7 +454,7 @@ fn a_client_that_does_not_read_holds_its_watches_back_and_nothing_is_lost() {
 fn bytes_are_bounded_too() {
     let mut script = script();
     let watch = script.watch(create("a"), 10);
-    assert!(script.0.news(watch, &news(11, vec![event(EventType::Put, "a", 11, 20_000)])), "one may exceed the bound");
+    assert!(script.offer(watch, &news(11, vec![event(EventType::Put, "a", 11, 20_000)])), "one may exceed the bound");
     assert!(!script.put(watch, "a", 12));
     assert!(script.0.queued_bytes() > 20_000);
     assert_eq!(script.heard(), ["0 @11 put a@11"]);
@@ -463,10 +469,10 @@ fn a_compaction_that_finds_no_room_is_told_later() {
     for revision in 11..=18 {
         assert!(script.put(watch, "a", revision));
     }
-    assert!(!script.0.news(watch, &News::Compacted(30)));
+    assert!(!script.0.history_begins(watch, 30));
     script.heard();
     assert_eq!(script.orders(), ["resume 1"]);
-    assert!(script.0.news(watch, &News::Compacted(30)));
+    assert!(script.0.history_begins(watch, 30));
     assert_eq!(script.heard(), ["0 @0 canceled compacted 30"]);
 }
 
@@ -625,7 +631,7 @@ fn a_compaction_ends_a_report_without_an_answer() {
     script.orders();
     script.bound(20);
     script.orders();
-    assert!(script.0.news(second, &News::Compacted(15)));
+    assert!(script.0.history_begins(second, 15));
     script.0.reached(Purpose::Report, 20, &[first]);
     assert_eq!(script.heard(), ["1 @0 canceled compacted 15"]);
     assert!(script.orders().is_empty());

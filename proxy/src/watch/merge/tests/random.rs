@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 
 use super::super::{Effect, Limits, Merge, Tile, Trouble};
 use super::{event, key_of};
-use crate::watch::{News, Receiver, SubscriptionId, Wanted};
+use crate::watch::batch::Batch;
+use crate::watch::{Receiver, SubscriptionId, Wanted};
 
 const SEEDS: u64 = 2_000;
 const STEPS: usize = 300;
@@ -84,26 +85,39 @@ struct Heard {
 }
 
 impl Receiver for Client {
-    fn take(&self, _: SubscriptionId, news: &News) -> bool {
-        let mut state = self.state.lock();
-        assert!(!state.refused, "told before it had room again");
-        assert_eq!(state.compacted, None, "told after its end");
-        if state.room == 0 {
-            state.refused = true;
-            return false;
-        }
-        state.room -= 1;
-        match news {
-            News::Compacted(revision) => state.compacted = Some(*revision),
-            News::Events { revision, events } => {
-                assert!(*revision >= self.start && *revision > state.last, "{revision} after {}", state.last);
-                assert!(*revision > state.promised, "{revision} although {} was promised", state.promised);
-                state.last = *revision;
-                let keys = events.iter().map(|event| key_of(event).to_owned()).collect();
-                state.heard.push((*revision, keys));
+    fn take(&self, _: SubscriptionId, batch: &Batch, from: usize) -> usize {
+        for (index, moment) in batch.moments().iter().enumerate().skip(from) {
+            let mut state = self.state.lock();
+            if !state.has_room() {
+                return index;
             }
+            let revision = moment.revision;
+            assert!(revision >= self.start && revision > state.last, "{revision} after {}", state.last);
+            assert!(revision > state.promised, "{revision} although {} was promised", state.promised);
+            state.last = revision;
+            let keys = moment.events.iter().map(|event| key_of(event).to_owned()).collect();
+            state.heard.push((revision, keys));
         }
-        true
+        batch.len()
+    }
+
+    fn end(&self, _: SubscriptionId, begin: i64) -> bool {
+        let mut state = self.state.lock();
+        let has_room = state.has_room();
+        if has_room {
+            state.compacted = Some(begin);
+        }
+        has_room
+    }
+}
+
+impl Heard {
+    fn has_room(&mut self) -> bool {
+        assert!(!self.refused, "told before it had room again");
+        assert_eq!(self.compacted, None, "told after its end");
+        self.refused = self.room == 0;
+        self.room = self.room.saturating_sub(1);
+        !self.refused
     }
 }
 

@@ -12,8 +12,9 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::watch::batch::{Batch, Moment};
 use crate::watch::service::Outside;
-use crate::watch::{News, Receiver, Source, SubscriptionId, Wanted};
+use crate::watch::{Receiver, Source, SubscriptionId, Wanted};
 
 /// A log of events and those who hear it.
 pub struct FakeSource {
@@ -106,8 +107,8 @@ impl Hearing {
                 self.wanted.range.contains(&user_key(&kv.key))
             };
             if events.iter().all(in_range) {
-                let news = News::Events { revision: *revision, events: Arc::clone(events) };
-                self.waits = !self.receiver.take(id, &news);
+                let batch = Batch::new(vec![Moment { revision: *revision, events: events.to_vec() }]);
+                self.waits = self.receiver.take(id, &batch, 0) == 0;
             }
             if !self.waits {
                 self.next = revision + 1;
