@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod attached;
 mod compacted;
 mod concurrent;
 mod damage;
