@@ -15,6 +15,7 @@ pub mod engine;
 mod frontier;
 mod hash;
 mod heartbeat;
+mod leases;
 mod machine;
 mod multi;
 mod orders;

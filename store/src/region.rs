@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use braid_host::{Entry, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
@@ -22,10 +23,11 @@ use parking_lot::Mutex;
 use prost::Message;
 use rocksdb::{DB, WriteBatch};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
+use crate::leases;
 use crate::multi;
 use crate::space::Space;
 use crate::watch::Publisher;
@@ -54,6 +56,10 @@ pub struct Shared {
     pub cluster: Arc<Cluster>,
     /// Tells whoever follows the regions.
     pub publisher: Arc<Publisher>,
+    /// When the process began: what the leases' time is counted from.
+    pub started: Instant,
+    /// Turns of revocations over regions.
+    pub revocations: Arc<Semaphore>,
 }
 
 /// One region peer of this store.
@@ -154,9 +160,9 @@ impl RegionPeer {
         self.pipeline.lock().epoch_mismatch()
     }
 
-    /// Lets time go on for the locks of transactions over several regions.
+    /// Lets time go on for leases, and for the locks of transactions over several regions.
     pub fn tick(&self) {
-        let any = self.pipeline.lock().has_locks();
+        let any = self.pipeline.lock().has_ticks();
         if any {
             self.with(Pipeline::tick);
         }
@@ -167,6 +173,7 @@ impl RegionPeer {
         let mut effects = Effects::new();
         let result = {
             let mut pipeline = self.pipeline.lock();
+            pipeline.at(self.shared.started.elapsed().as_millis() as u64);
             let result = event(&mut pipeline, &mut effects);
             let heard = self.shared.numbers.heard().1;
             if let Err(damage) = pipeline.pump(&self.data, heard, &mut effects) {
@@ -228,7 +235,7 @@ impl RegionPeer {
         let holes = self.with(|pipeline, effects| pipeline.entry_ended(entry, end, effects));
         count_holes(holes as u64);
         if self.live.any() {
-            self.shared.publisher.kick();
+            self.shared.publisher.applied();
         }
     }
 
@@ -250,6 +257,12 @@ impl RegionPeer {
                         multi::ask(&region, ask).await;
                     }
                 });
+            }
+            Effect::Register { question, lease, range } => {
+                self.shared.runtime.spawn(leases::register(self.me.clone(), question, lease, range));
+            }
+            Effect::Revoke { lease, ranges } => {
+                self.shared.runtime.spawn(leases::revoke(self.me.clone(), lease, ranges));
             }
             Effect::Drained => {
                 if let Some(tell) = self.drained.lock().take() {
@@ -347,10 +360,14 @@ impl RegionMachine for RegionPeer {
         let told = {
             // Held: what a follow reads from disk, and what it is told from then on, meet exactly.
             let mut live = self.live.lock();
-            if let Err(damage) = self.data.apply(&txns, &locks, &leases, batch) {
-                panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries));
-            }
-            live.publish(&self.data, &txns)
+            let superseded = match self.data.apply_keeping(&txns, &locks, &leases, batch, &|key| live.wants_before(key))
+            {
+                Ok(superseded) => superseded,
+                Err(damage) => {
+                    panic!("{}: entries up to index {} cannot be applied: {damage}", self.id(), newest(entries))
+                }
+            };
+            live.publish(&self.data, &txns, &superseded)
         };
         if let Err(damage) = told {
             self.poison(&damage.0);
@@ -361,7 +378,11 @@ impl RegionMachine for RegionPeer {
     fn on_leader(&self, term: Term) {
         // On the apply thread: nothing is applied meanwhile.
         let locks = self.data.locks();
-        self.with(|pipeline, effects| pipeline.on_leader(term, locks, effects));
+        let leases = self.data.leases().unwrap_or_else(|damage| {
+            self.poison(&damage.0);
+            Vec::new()
+        });
+        self.with(|pipeline, effects| pipeline.on_leader(term, locks, leases, effects));
     }
 
     fn on_follower(&self, term: Term, leader: Option<Peer>) {
@@ -382,7 +403,7 @@ impl RegionMachine for RegionPeer {
 
     fn on_region(&self, region: &Region) {
         self.data.on_region(region);
-        self.with(|pipeline, _| pipeline.on_region(region.clone()));
+        self.with(|pipeline, effects| pipeline.on_region(region.clone(), effects));
         if self.live.any() {
             self.live.leave(Term(u64::MAX), &self.epoch_mismatch());
         }

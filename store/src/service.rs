@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use braid_proto::error;
 use braid_proto::id::{ClusterId, RegionId, StoreId};
-use braid_proto::key::KeyRange;
+use braid_proto::key::{KeyRange, lease_key};
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    CreateRegionsRequest, CreateRegionsResponse, Refusal, RegionEpoch, RegionRequest, RegionResponse, RequestFrame,
-    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
+    CreateRegionsRequest, CreateRegionsResponse, LeaseRange, Refusal, RegionEpoch, RegionRequest, RegionResponse,
+    RequestFrame, ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
     TransferLeaderResponse, region_request,
 };
 use braid_proto::service::{BoxFuture, RegionService};
 use braid_proto::span::txn_within;
 use braid_store_core::eval::Request;
-use braid_store_core::pipeline::{Work, busy};
+use braid_store_core::pipeline::{LeaseWork, Work, busy};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +25,7 @@ use tonic::{Response, Status, Streaming};
 
 use crate::frontier;
 use crate::hash;
+use crate::leases;
 use crate::machine::Regions;
 use crate::multi;
 use crate::orders;
@@ -90,18 +91,36 @@ impl RegionService for LocalRegions {
             Some(region_request::Op::Hash(request)) => {
                 Box::pin(hash::serve(Arc::clone(&self.regions), region, request, epoch, timeout))
             }
-            Some(
-                region_request::Op::GrantLease(_)
-                | region_request::Op::KeepLease(_)
-                | region_request::Op::RevokeLease(_)
-                | region_request::Op::LeaseState(_)
-                | region_request::Op::RegisterLease(_)
-                | region_request::Op::ListLeases(_)
-                | region_request::Op::AttachLease(_)
-                | region_request::Op::AttachedKeys(_)
-                | region_request::Op::DetachLease(_),
-            )
-            | None => ready(refusal(busy("the request names no operation this version knows"))),
+            Some(region_request::Op::GrantLease(grant)) => {
+                if !region.shared().space.writable() {
+                    return ready(etcd_error(error::NO_SPACE));
+                }
+                lease_work(&region, epoch, grant.id, LeaseWork::Grant { id: grant.id, ttl: grant.ttl })
+            }
+            Some(region_request::Op::RevokeLease(revoke)) => {
+                lease_work(&region, epoch, revoke.id, LeaseWork::Revoke(revoke.id))
+            }
+            Some(region_request::Op::RegisterLease(register)) => {
+                let LeaseRange { start, end } = register.range.unwrap_or_default();
+                let work = LeaseWork::Register { id: register.id, range: KeyRange { start, end } };
+                lease_work(&region, epoch, register.id, work)
+            }
+            Some(region_request::Op::KeepLease(keep)) => Box::pin(leases::keep(region, keep.id, epoch)),
+            Some(region_request::Op::LeaseState(state)) => {
+                Box::pin(leases::state(region, state.id, state.at_once, epoch))
+            }
+            Some(region_request::Op::ListLeases(_)) => Box::pin(leases::list(region, epoch)),
+            Some(region_request::Op::AttachLease(attach)) => {
+                work(&region, epoch, LeaseWork::Attach(attach.id).into(), true)
+            }
+            Some(region_request::Op::AttachedKeys(keys)) => {
+                let keys = LeaseWork::Keys { id: keys.lease, close: keys.close };
+                work(&region, epoch, keys.into(), true)
+            }
+            Some(region_request::Op::DetachLease(detach)) => {
+                work(&region, epoch, LeaseWork::Detach(detach.lease).into(), true)
+            }
+            None => ready(refusal(busy("the request names no operation this version knows"))),
         }
     }
 }
@@ -122,6 +141,11 @@ fn work(region: &RegionPeer, epoch: RegionEpoch, work: Work, span_ok: bool) -> B
     let (reply, answer) = oneshot::channel();
     region.work(work, epoch, span_ok, reply);
     Box::pin(async move { answer.await.unwrap_or_else(|_| refusal(unanswered())) })
+}
+
+/// Work on a lease whose record lies in the region.
+fn lease_work(region: &RegionPeer, epoch: RegionEpoch, id: i64, lease: LeaseWork) -> BoxFuture<RegionResponse> {
+    work(region, epoch, lease.into(), holds(region, &lease_key(id)))
 }
 
 fn holds(region: &RegionPeer, key: &[u8]) -> bool {

@@ -14,13 +14,14 @@ use braid_proto::service::RegionService;
 use braid_store_client::Regions as Cluster;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch as signal};
+use tokio::sync::{Notify, Semaphore, watch as signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::compaction::Compaction;
 use crate::engine::{Boundary, EngineOptions};
 use crate::heartbeat::Heartbeat;
+use crate::leases::REVOCATIONS_MAX;
 use crate::machine::Regions;
 use crate::multi;
 use crate::orders::Orders;
@@ -136,7 +137,17 @@ impl Store {
         let way = Arc::clone(&cluster);
         let publisher = Publisher::new(Arc::clone(&numbers));
         let (runtime, tell) = (Handle::current(), Arc::clone(&publisher));
-        let shared = Arc::new(Shared { numbers, runtime, space, boundary, cluster: way, publisher: tell });
+        let shared = Shared {
+            numbers,
+            runtime,
+            space,
+            boundary,
+            cluster: way,
+            publisher: tell,
+            started: std::time::Instant::now(),
+            revocations: Arc::new(Semaphore::new(REVOCATIONS_MAX)),
+        };
+        let shared = Arc::new(shared);
         let engine =
             EngineOptions { block_cache_bytes: config.block_cache_bytes, memtable_bytes: config.memtable_bytes };
         let regions = Arc::new(Regions::new(Arc::clone(&shared), engine));

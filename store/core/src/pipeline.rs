@@ -170,8 +170,8 @@ pub enum Effect<R, W> {
         /// What shall have its keys.
         range: KeyRange,
     },
-    /// Nothing is attached to `lease` any more: see that its keys go, which lie in `ranges`, however often it must be tried,
-    /// and submit [`LeaseWork::Remove`] then.
+    /// Nothing more is attached to `lease`: see that its keys go, which lie in `ranges`, however often it must be tried, and
+    /// say so with [`Pipeline::lease_keys_gone`].
     Revoke {
         /// The lease.
         lease: i64,

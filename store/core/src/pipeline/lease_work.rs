@@ -54,7 +54,7 @@ pub enum LeaseWork {
     Revoke(i64),
     /// The region's own: its time is over.
     Expire(i64),
-    /// The region's own: its keys are gone, in whatever regions, at this revision.
+    /// The region's own: its keys are gone, in whatever regions; the last went at this revision.
     Remove(i64, i64),
     /// The region's own: so many seconds are left, for the next leader; 0: all.
     Rest(i64, i64),
@@ -244,6 +244,11 @@ impl<R, W> Pipeline<R, W> {
             Registered::Missing => asked.iter_mut().for_each(|queued| queued.missing.push(id)),
         }
         self.put_first(asked.into_iter().chain(later).collect());
+    }
+
+    /// No key has the lease any more, in whatever regions; the last went at `revision`. Answers [`Effect::Revoke`].
+    pub fn lease_keys_gone(&mut self, id: i64, revision: i64) {
+        self.push_own(LeaseWork::Remove(id, revision).into());
     }
 
     // ------------------------------------------------------------ in the queue
@@ -606,7 +611,10 @@ impl<R, W> Pipeline<R, W> {
             for to in self.waiting.revokers.remove(&id).into_iter().flatten() {
                 effects.push(refuse(to, super::timed_out("no number could be had for a revocation")));
             }
-            self.settle_lease(id, effects);
+            match self.leases.get(id).filter(|lease| lease.row.revoking) {
+                Some(lease) => effects.push(Effect::Revoke { lease: id, ranges: lease.row.ranges.clone() }),
+                None => self.settle_lease(id, effects),
+            }
         }
     }
 
