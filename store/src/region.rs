@@ -23,11 +23,11 @@ use parking_lot::Mutex;
 use prost::Message;
 use rocksdb::{DB, WriteBatch};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
-use crate::leases;
+use crate::leases::{self, Revocations};
 use crate::multi;
 use crate::space::Space;
 use crate::watch::Publisher;
@@ -58,8 +58,8 @@ pub struct Shared {
     pub publisher: Arc<Publisher>,
     /// When the process began: what the leases' time is counted from.
     pub started: Instant,
-    /// Turns of revocations over regions.
-    pub revocations: Arc<Semaphore>,
+    /// What revocations over regions share.
+    pub revocations: Arc<Revocations>,
 }
 
 /// One region peer of this store.

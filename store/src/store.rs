@@ -14,14 +14,13 @@ use braid_proto::service::RegionService;
 use braid_store_client::Regions as Cluster;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch as signal};
+use tokio::sync::{Notify, watch as signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::compaction::Compaction;
 use crate::engine::{Boundary, EngineOptions};
 use crate::heartbeat::Heartbeat;
-use crate::leases::REVOCATIONS_MAX;
 use crate::machine::Regions;
 use crate::multi;
 use crate::orders::Orders;
@@ -145,7 +144,7 @@ impl Store {
             cluster: way,
             publisher: tell,
             started: std::time::Instant::now(),
-            revocations: Arc::new(Semaphore::new(REVOCATIONS_MAX)),
+            revocations: Arc::default(),
         };
         let shared = Arc::new(shared);
         let engine =
