@@ -7,6 +7,7 @@
 //! serve ─► front ─► kv ─► regions (braid_store_client) ─► a region's leader
 //!            ├─► lease ─► the same
 //!            ├─► watch ─► stores, by region
+//!            ├─► recipe ─► kv, lease, watch
 //!            └─► cluster, maintenance, admin, missing, http
 //! ```
 //!
@@ -19,6 +20,7 @@
 //! | [`lease`] | leases: what their regions are asked, keep-alives of a stream side by side |
 //! | `transact` | writes over several regions |
 //! | [`watch`] | events of many regions as one ordered stream for each client |
+//! | [`recipe`] | locks and elections, run here |
 //! | `presence`, `shared` | the heartbeat, what services share |
 //! | `hash_kv`, `inspect`, `region_check` | whether replicas hold the same |
 //! | `cluster`, `maintenance`, `admin`, `missing`, `http` | the other services |
@@ -33,6 +35,7 @@ pub mod serve;
 pub mod front;
 pub mod in_flight;
 pub mod presence;
+pub mod recipe;
 pub mod shared;
 mod transact;
 pub mod watch;

@@ -1,5 +1,5 @@
-//! Services of etcd that this version does not have. They are registered all the same, so that a client reads what is
-//! missing instead of a bare "unimplemented".
+//! What of etcd this version does not have. It is registered all the same, so that a client reads what is missing instead
+//! of a bare "unimplemented".
 //!
 //! Authentication answers two calls truthfully, because clients make them on their own: it is off.
 
@@ -8,14 +8,6 @@ use std::sync::Arc;
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::auth_server::Auth;
 use braid_proto::etcd::etcdserverpb::*;
-use braid_proto::etcd::v3electionpb::election_server::Election;
-use braid_proto::etcd::v3electionpb::{
-    CampaignRequest, CampaignResponse, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse, ResignRequest,
-    ResignResponse,
-};
-use braid_proto::etcd::v3lockpb::lock_server::Lock;
-use braid_proto::etcd::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
-use futures::stream::Empty;
 use tonic::{Request, Response, Status};
 
 use crate::shared::Shared;
@@ -25,10 +17,6 @@ pub fn missing(what: &str) -> Status {
     let verb = if what.ends_with('s') { "are" } else { "is" };
     Status::unimplemented(format!("braid: {what} {verb} not available in this version"))
 }
-
-/// Lock and Election, none of which is there.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MissingService;
 
 /// Auth: it is off and cannot be switched on.
 pub struct AuthService {
@@ -56,25 +44,6 @@ macro_rules! refuse {
 
 /// What the methods of a service return.
 type BoxFuture<'f, T> = std::pin::Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'f>>;
-
-impl Lock for MissingService {
-    refuse! { "the lock service":
-        lock(LockRequest) -> LockResponse;
-        unlock(UnlockRequest) -> UnlockResponse;
-    }
-}
-
-impl Election for MissingService {
-    type ObserveStream = Empty<Result<LeaderResponse, Status>>;
-
-    refuse! { "the election service":
-        campaign(CampaignRequest) -> CampaignResponse;
-        proclaim(ProclaimRequest) -> ProclaimResponse;
-        leader(LeaderRequest) -> LeaderResponse;
-        observe(LeaderRequest) -> Self::ObserveStream;
-        resign(ResignRequest) -> ResignResponse;
-    }
-}
 
 impl Auth for AuthService {
     fn auth_status<'a, 'f>(&'a self, _: Request<AuthStatusRequest>) -> BoxFuture<'f, AuthStatusResponse>

@@ -30,8 +30,11 @@ use crate::inspect::InspectService;
 use crate::kv::KvService;
 use crate::lease::LeaseService;
 use crate::maintenance::MaintenanceService;
-use crate::missing::{AuthService, MissingService};
+use crate::missing::AuthService;
 use crate::presence::Presence;
+use crate::recipe::Recipes;
+use crate::recipe::election::ElectionService;
+use crate::recipe::lock::LockService;
 use crate::serve::serve;
 use crate::shared::Shared;
 use crate::watch::Source;
@@ -70,7 +73,8 @@ impl Proxy {
         let (regions, numbers) = (Arc::clone(&shared.regions), Arc::clone(&shared.numbers));
         let hub = Hub::start(regions, numbers, shared.config.cluster_id);
         let watch = WatchService::of(&shared, Arc::clone(&hub) as Arc<dyn Source>, stopped.clone());
-        let front = front(&shared, placement, watch, stopped.clone());
+        let recipes = Recipes::new(Arc::clone(&shared), Arc::clone(&hub) as Arc<dyn Source>, stopped.clone());
+        let front = front(&shared, placement, watch, recipes, stopped.clone());
         let beating = Arc::clone(&shared);
         let heartbeat = tokio::spawn(async move { beating.presence.run(stopped).await });
         Self { shared, hub, front, stop, heartbeat }
@@ -116,23 +120,29 @@ fn front(
     shared: &Arc<Shared>,
     placement: Arc<PlacementClient>,
     watch: WatchService,
+    recipes: Arc<Recipes>,
     stopped: watch::Receiver<bool>,
 ) -> Front {
     let kv =
         KvServer::new(KvService::new(Arc::clone(shared))).max_decoding_message_size(shared.config.receive_bytes_max());
     let lease = LeaseServer::new(LeaseService::new(Arc::clone(shared), stopped));
-    Front::new(kv, lease, rest(shared, placement, watch), Arc::clone(&shared.in_flight))
+    Front::new(kv, lease, rest(shared, placement, watch, recipes), Arc::clone(&shared.in_flight))
 }
 
 /// Everything but KV and Lease.
-fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService) -> Router {
+fn rest(
+    shared: &Arc<Shared>,
+    placement: Arc<PlacementClient>,
+    watch: WatchService,
+    recipes: Arc<Recipes>,
+) -> Router {
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(shared)));
     let routes = Routes::new(cluster)
         .add_service(MaintenanceServer::new(MaintenanceService::new(Arc::clone(shared))))
         .add_service(AuthServer::new(AuthService::new(Arc::clone(shared))))
         .add_service(watch)
-        .add_service(LockServer::new(MissingService))
-        .add_service(ElectionServer::new(MissingService))
+        .add_service(LockServer::new(LockService::new(Arc::clone(&recipes))))
+        .add_service(ElectionServer::new(ElectionService::new(recipes)))
         .add_service(AdminServer::new(AdminService::new(Arc::clone(shared), placement)))
         .add_service(InspectServer::new(InspectService::new(Arc::clone(shared))))
         // The service name "" is SERVING from the start.
