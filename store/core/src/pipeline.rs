@@ -33,17 +33,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use braid_proto::error::EtcdStatus;
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{
-    self, LeaseRange, LeaseRow, LockRow, LockToken, Peer, Refusal, Region, RegionEntry, RegionResponse, Share,
-    StoredLease, StoredLock, TxnEffect, TxnId, refusal, region_response,
+    self, LeaseRow, LockRow, LockToken, Peer, Refusal, Region, RegionEntry, RegionResponse, StoredLease, StoredLock,
+    TxnEffect, refusal, region_response,
 };
-use bytes::Bytes;
 use prost::Message;
 
-use crate::eval::{self, Context, Evaluated, Leases, Request, WaitFor};
+use crate::eval::{self, Context, Evaluated, Leases, WaitFor};
 use crate::overlay::Overlay;
 use crate::view::{BaseView, Damaged, View};
 
@@ -56,6 +54,7 @@ mod numbers;
 mod random;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use lease_work::Waiting;
 pub use lease_work::{LeaseState, LeaseWork, Registered};
@@ -64,6 +63,8 @@ pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
 use locks::{Denied, LockTable};
 pub use multi::{Blocker, Outcome};
 use numbers::Numbers;
+pub use words::{BatchId, Block, Effect, EntryEnd, EntryId, Woken, Work, busy, timed_out, unknown};
+use words::{error, judge, refuse, reply};
 
 /// Raft entries of one region that may be on their way at once. Work that arrives meanwhile joins the next entry, so
 /// entries grow with load; more in flight lowers latency on slow disks and raises the cost of each write.
@@ -76,164 +77,6 @@ pub const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
 pub const BATCH_ITEMS_MAX: usize = 4_096;
 /// See [`BATCH_ITEMS_MAX`].
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
-
-/// Names one numbering request of one pipeline: answers to any but the newest are ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchId(u64);
-
-/// Names one proposed entry of one pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryId(u64);
-
-/// How a proposed entry ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryEnd {
-    /// Committed and applied here.
-    Applied,
-    /// Certainly never happens.
-    Dropped,
-    /// Nobody here can tell.
-    Unknown,
-}
-
-/// What the shell does next. `R` answers a request, `W` wakes a reader.
-#[derive(Debug)]
-pub enum Effect<R, W> {
-    /// Ask for `count` numbers; answer with [`Pipeline::numbered`] or [`Pipeline::not_numbered`].
-    Number {
-        /// What to answer with.
-        batch: BatchId,
-        /// Numbers wanted; 0: a bound only.
-        count: u32,
-    },
-    /// Propose `data` in `term`; answer with [`Pipeline::entry_ended`]. Must be carried out in the order of the effects.
-    Propose {
-        /// What to answer with.
-        entry: EntryId,
-        /// Term to propose in.
-        term: Term,
-        /// Encoded [`RegionEntry`].
-        data: Bytes,
-    },
-    /// Answer `to`, but only if this peer holds a lease of `term` after this effect was made (rule Q2).
-    Judge {
-        /// Who asked.
-        to: R,
-        /// Term whose lease is needed.
-        term: Term,
-        /// The answer.
-        answer: RegionResponse,
-    },
-    /// Answer `to`.
-    Reply {
-        /// Who asked.
-        to: R,
-        /// The answer.
-        answer: RegionResponse,
-    },
-    /// What this reader waited for has ended.
-    Wake {
-        /// Who waits.
-        reader: W,
-        /// How.
-        woken: Woken,
-    },
-    /// The barrier asked for by [`Pipeline::begin_barrier`] stands: nothing is in flight.
-    Drained,
-    /// The transaction has happened at `revision`: see that `share` is done, however often it must be asked for, and say
-    /// so with [`Pipeline::carried`].
-    Carry {
-        /// The record.
-        token: LockToken,
-        /// The transaction.
-        txn: TxnId,
-        /// Its revision.
-        revision: i64,
-        /// What is to be done.
-        share: Share,
-    },
-    /// Ask the primary what became of `txn`, and say so with [`Pipeline::told`].
-    Ask {
-        /// The lock that waits for it.
-        token: LockToken,
-        /// The transaction.
-        txn: TxnId,
-        /// Its primary key.
-        primary: Bytes,
-    },
-    /// See that `range` is in the record of `lease`, if there is one, and say so with [`Pipeline::registered`].
-    Register {
-        /// What to answer with.
-        question: u64,
-        /// The lease.
-        lease: i64,
-        /// What shall have its keys.
-        range: KeyRange,
-    },
-    /// Nothing more is attached to `lease`: see that its keys go, which lie in `ranges`, however often it must be tried, and
-    /// say so with [`Pipeline::lease_keys_gone`].
-    Revoke {
-        /// The lease.
-        lease: i64,
-        /// Where its keys are.
-        ranges: Vec<LeaseRange>,
-    },
-}
-
-/// How a reader's wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
-    /// What it waited for is applied.
-    Applied,
-    /// What it waited for was taken back, or a lock is out of the way: it must look again. Of what was taken back some may
-    /// have happened all the same, as the share of a transaction that is decided elsewhere.
-    Again,
-    /// Leadership is lost.
-    Lost,
-}
-
-/// What a queue holds.
-#[derive(Debug)]
-pub enum Work {
-    /// A request of one region.
-    Evaluate(Request),
-    /// Lock ranges.
-    Lock(pb::LockRequest),
-    /// Decide a transaction.
-    Decide(pb::DecideRequest),
-    /// Give up what a transaction has locked here.
-    Release(TxnId),
-    /// Do a share of a transaction that has happened.
-    Commit(pb::CommitRequest),
-    /// The region's own: go on with a lock, whatever its next step is.
-    Step(LockToken),
-    /// The region's own: the transaction of this lock is over, undecided.
-    Abort(LockToken),
-    /// The region's own: remove the records whose shares are done.
-    Forget,
-    /// Something about a lease.
-    Lease {
-        /// What.
-        work: LeaseWork,
-        /// What it waits for, as last seen; nobody overtakes it there.
-        accesses: Vec<(KeyRange, bool)>,
-    },
-}
-
-impl From<LeaseWork> for Work {
-    fn from(work: LeaseWork) -> Self {
-        Self::Lease { work, accesses: Vec::new() }
-    }
-}
-
-/// What the sequencer gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// The counter before the block: its numbers are `base + 1 ..= base + count`.
-    pub base: i64,
-    /// Newest compacted revision, 0 if there is none.
-    pub compacted: i64,
-}
 
 struct Queued<R> {
     /// Nobody, for the region's own.
@@ -919,35 +762,4 @@ impl<R, W> Pipeline<R, W> {
         self.next_id += 1;
         self.next_id
     }
-}
-
-fn judge<R, W>(to: R, term: Term, answer: region_response::Result) -> Effect<R, W> {
-    Effect::Judge { to, term, answer: RegionResponse { result: Some(answer) } }
-}
-
-fn reply<R, W>(to: R, result: region_response::Result) -> Effect<R, W> {
-    Effect::Reply { to, answer: RegionResponse { result: Some(result) } }
-}
-
-fn refuse<R, W>(to: R, refusal: Refusal) -> Effect<R, W> {
-    Effect::Reply { to, answer: RegionResponse { result: Some(region_response::Result::Refusal(refusal)) } }
-}
-
-fn error<R, W>(to: R, error: EtcdStatus) -> Effect<R, W> {
-    Effect::Reply { to, answer: RegionResponse { result: Some(region_response::Result::Error(error.into())) } }
-}
-
-/// Refusal: try again after a short pause.
-pub fn busy(what: &str) -> Refusal {
-    Refusal { reason: Some(refusal::Reason::Busy(pb::Busy { what: what.to_owned(), retry_after_ms: 20 })) }
-}
-
-/// Refusal: nothing was proposed before the deadline.
-pub fn timed_out(what: &str) -> Refusal {
-    Refusal { reason: Some(refusal::Reason::TimedOut(pb::TimedOut { what: what.to_owned() })) }
-}
-
-/// Refusal: the request may have happened.
-pub fn unknown(why: &str) -> Refusal {
-    Refusal { reason: Some(refusal::Reason::Unknown(pb::Unknown { why: why.to_owned() })) }
 }

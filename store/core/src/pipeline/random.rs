@@ -12,7 +12,10 @@ use braid_proto::key::user_key;
 use braid_proto::pb::{Region, region_response};
 
 use super::tests::EPOCH;
+use bytes::Bytes;
+
 use super::*;
+use crate::eval::Request;
 use crate::view::model::Model;
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];

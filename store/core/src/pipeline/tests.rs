@@ -12,7 +12,10 @@ use braid_proto::etcd::etcdserverpb::{
 use braid_proto::key::user_key;
 use braid_proto::pb::RegionEpoch;
 
+use bytes::Bytes;
+
 use super::*;
+use crate::eval::Request;
 use crate::record::Record;
 
 mod leasing;

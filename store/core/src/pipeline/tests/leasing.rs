@@ -3,7 +3,7 @@
 use braid_proto::error;
 use braid_proto::pb::{
     AttachedKeysResponse, DetachLeaseResponse, GrantLeaseResponse, LeaseRange, LockRange, LockRequest,
-    RegisterLeaseResponse, RevokeLeaseResponse,
+    RegisterLeaseResponse, RevokeLeaseResponse, TxnId,
 };
 
 use super::*;
