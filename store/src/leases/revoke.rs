@@ -198,7 +198,9 @@ impl Revocation<'_> {
         let anchor = &piece.ranges[0].start;
         let ask = Ask { anchor, within, op: &op, kind: Kind::Read, any_replica: false };
         match self.cluster.ask(ask, self.patience).await {
-            Ok(region_response::Result::AttachedKeys(keys)) => Ok(Closed { region: piece.region, keys }),
+            Ok(region_response::Result::AttachedKeys(keys)) if keys.count <= 0 || bounded(&keys) => {
+                Ok(Closed { region: piece.region, keys })
+            }
             Ok(other) => Err(Failed::With(unexpected(other))),
             Err(NoAnswer::Spread) => Err(Failed::Again("split", error::TIMEOUT.into())),
             Err(NoAnswer::Failed(why)) => Err(Failed::Again("unanswered", why)),
@@ -266,13 +268,13 @@ fn parts(closed: &[Closed], wide: bool) -> Vec<Part> {
         let count = listed + keys.keys.len();
         let size = bytes + keys.keys.iter().map(Bytes::len).sum::<usize>();
         let few = keys.keys.len() <= LISTED_KEYS_MAX && count <= LISTED_KEYS_SUM_MAX && size <= LISTED_BYTES_MAX;
-        let ranges: Vec<KeyRange> = if !wide && all_named && few {
+        let count_only = wide || !all_named || !few;
+        let ranges: Vec<KeyRange> = if count_only {
+            vec![KeyRange { start: keys.first.clone(), end: KeyRange::single(keys.last.clone()).end }]
+        } else {
             (listed, bytes) = (count, size);
             keys.keys.iter().cloned().map(KeyRange::single).collect()
-        } else {
-            vec![KeyRange { start: keys.first.clone(), end: KeyRange::single(keys.last.clone()).end }]
         };
-        let count_only = listed != count;
         let read = |range: &KeyRange| LockRead { start: range.start.clone(), end: range.end.clone(), count_only };
         let reads = ranges.iter().map(read).collect();
         let lock = |range: KeyRange| LockRange { start: range.start, end: range.end, exclusive: true };
@@ -308,6 +310,11 @@ fn shares(lease: i64, parts: &[Part], taken: &[Taken]) -> Result<Vec<Share>, Sta
         shares.push(share);
     }
     Ok(shares)
+}
+
+/// Whether an answer says where its keys begin and end.
+fn bounded(keys: &AttachedKeysResponse) -> bool {
+    !keys.first.is_empty() && keys.first <= keys.last
 }
 
 fn too_many() -> Status {
