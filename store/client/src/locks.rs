@@ -385,3 +385,6 @@ async fn release(regions: &Regions, txn: TxnId, keys: Vec<Bytes>, patience: Pati
 fn key_range(range: &LockRange) -> KeyRange {
     KeyRange { start: range.start.clone(), end: range.end.clone() }
 }
+
+#[cfg(test)]
+mod tests;
