@@ -65,6 +65,7 @@ impl Measure {
                     warmup: plan.warmup,
                     duration: plan.duration,
                     rate: plan.rate,
+                    patience: watch::PATIENCE,
                     keys: plan.keys.clone(),
                     seed: plan.seed,
                     servers: plan.servers.clone(),

@@ -151,6 +151,8 @@ pub struct Plan {
     pub duration: Duration,
     /// Puts per second of all writers together; none is a closed loop.
     pub rate: Option<f64>,
+    /// How long watches may take to show what is missing when the writers are done.
+    pub patience: Duration,
     /// Keys and value size.
     pub keys: KeySpace,
     /// Makes keys and values repeatable.
@@ -158,6 +160,9 @@ pub struct Plan {
     /// Local server processes whose CPU time is measured along.
     pub servers: Vec<u32>,
 }
+
+/// The usual patience: longer than any hiccup that is not a loss.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes at the start of each value that say when its put started.
 const STAMP_BYTES: usize = 8;
@@ -242,6 +247,7 @@ mod tests {
                 warmup: Duration::ZERO,
                 duration: Duration::from_secs(1),
                 rate: None,
+                patience: Duration::ZERO,
                 keys: KeySpace { prefix: "bench/".into(), count: 320, value_bytes: 8 },
                 seed: 1,
                 servers: Vec::new(),

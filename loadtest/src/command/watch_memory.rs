@@ -64,7 +64,11 @@ impl WatchMemory {
             reports.push(run(&binary, &plan, folder.path()).await.with_context(|| binary.system.to_string())?);
         }
         self.output.print(&reports, |reports| {
-            println!("{} on one member of three", plan.shape);
+            let Shape { watches, streams, connections, .. } = plan.shape;
+            let what = if plan.one_range { "one prefix" } else { "a key each" };
+            println!(
+                "{watches} watches of {what}, {streams} streams on {connections} connections, one member of three"
+            );
             println!("         open s  before MiB  open MiB  settled MiB  told MiB  bytes per watch   events");
             reports.iter().for_each(line);
         })

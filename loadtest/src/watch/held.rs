@@ -75,6 +75,11 @@ impl Held {
         }
     }
 
+    /// Whether they have ended by themselves: one was told something, or the server ended it.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends them. Fails if one of them was told anything, or has ended before.
     pub fn finish(self) -> anyhow::Result<()> {
         // A receiver that is gone has failed, which the join tells.

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::held::Held;
 use super::stream::Target;
-use super::{PARTS, Scenario, Shape};
+use super::{PARTS, PATIENCE, Scenario, Shape};
 use crate::cluster::{Binary, Cluster, Setup};
 use crate::histogram::Summary;
 use crate::keys::KeySpace;
@@ -119,6 +119,7 @@ pub fn run(binary: &Binary, plan: &Plan, folder: &Path, mut tell: impl FnMut(&Ph
             warmup: Duration::ZERO,
             duration: plan.phase,
             rate: Some(plan.rate),
+            patience: PATIENCE,
             keys: KeySpace { prefix: "busy/".into(), count, value_bytes: VALUE_BYTES },
             seed: 1,
             servers: cluster.pids(),

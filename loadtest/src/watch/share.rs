@@ -167,6 +167,7 @@ impl Share<'_> {
                     keys: watches.iter().map(|&watch| self.plan.own_key(watch)).collect(),
                     watches,
                     open_loop: self.plan.rate.is_some(),
+                    patience: self.plan.patience,
                     common: Arc::clone(self.common),
                 });
             }
@@ -204,6 +205,7 @@ struct Reader {
     /// The one key of each watch, if it has one.
     keys: Vec<Option<u64>>,
     open_loop: bool,
+    patience: Duration,
     common: Arc<Common>,
 }
 
@@ -241,7 +243,7 @@ impl Reader {
         // Without a word the run was given up elsewhere; the reason is told there.
         let Some(told) = told else { return Ok(progress.latencies) };
         let want: u64 = self.keys.iter().map(|&key| told.of(key).events).sum();
-        let deadline = tokio::time::Instant::now() + DRAIN;
+        let deadline = tokio::time::Instant::now() + self.patience;
         while progress.events < want {
             let Ok(message) = timeout_at(deadline, self.stream.next()).await else { break };
             let (watch, message) = message?;

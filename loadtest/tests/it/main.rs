@@ -6,3 +6,4 @@ mod load_and_verify;
 mod memory;
 mod runner;
 mod soak;
+mod watch;

@@ -1,4 +1,7 @@
-//! A KV service in memory, with one revision counter and no faults but those a test asks for.
+//! A KV service in memory, with one revision counter and no faults but those a test asks for; and watches of what happens
+//! from now on, in `watching`.
+
+mod watching;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,6 +13,7 @@ use braid_proto::etcd::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use braid_proto::etcd::etcdserverpb::kv_server::{Kv, KvServer};
 use braid_proto::etcd::etcdserverpb::request_op::Request as Op;
 use braid_proto::etcd::etcdserverpb::response_op::Response as OpReply;
+use braid_proto::etcd::etcdserverpb::watch_server::WatchServer;
 use braid_proto::etcd::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
@@ -17,7 +21,7 @@ use braid_proto::etcd::etcdserverpb::{
 use braid_proto::etcd::mvccpb::KeyValue;
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, broadcast, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -35,6 +39,10 @@ pub enum Fault {
     Busy,
     /// Never answered.
     Hangs,
+    /// Done, but watches are not told.
+    Untold,
+    /// Done, and watches are told twice.
+    ToldTwice,
 }
 
 /// Chooses the fault of the n-th put (from 0).
@@ -51,17 +59,24 @@ pub struct Memory {
 pub struct State {
     pub revision: i64,
     pub keys: BTreeMap<Bytes, KeyValue>,
+    /// Where each put is told; a watch that is slower than its queue loses events.
+    events: broadcast::Sender<KeyValue>,
 }
+
+/// Puts that a watch may be behind.
+const EVENTS: usize = 100_000;
 
 impl Memory {
     /// Starts one.
     pub async fn start(faults: Faults) -> Self {
-        let state = Arc::new(Mutex::new(State { revision: 1, keys: BTreeMap::new() }));
+        let state =
+            Arc::new(Mutex::new(State { revision: 1, keys: BTreeMap::new(), events: broadcast::channel(EVENTS).0 }));
         let service = Service { state: Arc::clone(&state), puts: AtomicU64::new(0), faults };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (stop, mut stopped) = watch::channel(());
-        let server = tonic::transport::Server::builder().add_service(KvServer::new(service));
+        let watches = WatchServer::new(watching::Watches { state: Arc::clone(&state) });
+        let server = tonic::transport::Server::builder().add_service(KvServer::new(service)).add_service(watches);
         // A hanging put must not hold the server up, so it is not awaited at the end.
         tokio::spawn(async move {
             tokio::select! {
@@ -85,6 +100,12 @@ impl State {
     }
 
     fn put(&mut self, request: &PutRequest) {
+        let kv = self.put_untold(request);
+        // Nobody may be watching.
+        let _ = self.events.send(kv);
+    }
+
+    fn put_untold(&mut self, request: &PutRequest) -> KeyValue {
         self.revision += 1;
         let revision = self.revision;
         let fresh = KeyValue { key: request.key.clone(), create_revision: revision, ..KeyValue::default() };
@@ -92,6 +113,7 @@ impl State {
         kv.value = request.value.clone();
         kv.mod_revision = revision;
         kv.version += 1;
+        kv.clone()
     }
 
     fn range(&self, request: &RangeRequest) -> RangeResponse {
@@ -134,6 +156,13 @@ impl Kv for Service {
             Fault::Repeated => {
                 state.put(request);
                 state.put(request);
+            }
+            Fault::Untold => {
+                state.put_untold(request);
+            }
+            Fault::ToldTwice => {
+                let kv = state.put_untold(request);
+                (0..2).for_each(|_| drop(state.events.send(kv.clone())));
             }
             Fault::None | Fault::AnswerLost | Fault::Hangs => state.put(request),
         }
