@@ -46,9 +46,9 @@ impl RegionData {
         self.apply_keeping(txns, locks, leases, batch, &|_| false).map(drop)
     }
 
-    /// Adds `txns` and the rows of locks and leases to `batch`, writes it, and publishes what readers need to know. Several transactions, and several
-    /// changes of one key, may share a batch. Returns what they supersede, of the keys of
-    /// which `wanted` says so.
+    /// Adds `txns` and the rows of locks and leases to `batch`, writes it, and publishes what readers need to know. Several
+    /// transactions, and several changes of one key, may share a batch. Returns what they supersede, of the keys of which
+    /// `wanted` says so.
     ///
     /// # Errors
     /// The data contradicts the changes or cannot be read or written; nothing of the batch is written then, and the

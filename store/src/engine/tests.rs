@@ -24,6 +24,7 @@ mod events;
 mod gone;
 mod hash;
 mod split;
+mod transfer;
 
 struct Random(u64);
 

@@ -85,7 +85,7 @@ impl Leased {
     }
 
     /// What the index of a store with all regions holds.
-    fn rows(&self) -> Vec<(i64, Bytes)> {
+    pub fn rows(&self) -> Vec<(i64, Bytes)> {
         let with = self.live.iter().filter(|(_, record)| record.lease != 0);
         let mut rows: Vec<_> = with.map(|(key, record)| (record.lease, key.clone())).collect();
         rows.sort_by_key(|(lease, key)| (*lease as u64, key.clone()));
