@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::client::Client;
+use crate::feeds;
 use crate::process::Process;
 use crate::world::World;
 
@@ -37,6 +38,7 @@ pub struct Cluster {
     pub address: SocketAddr,
     pub serving: JoinHandle<()>,
     placement_process: Process,
+    _feeds: Option<Process>,
     numbers: Arc<Numbers>,
 }
 
@@ -44,6 +46,17 @@ impl Cluster {
     /// All stores in the proxy's process.
     pub async fn local(cuts: &[&str]) -> Self {
         Self::start(World::new(cuts), &[1, 2, 3], HashMap::new(), |_| {}).await
+    }
+
+    /// All stores in the proxy's process, and watches hear from them.
+    pub async fn watched(cuts: &[&str]) -> Self {
+        let world = World::new(cuts);
+        let feeds = feeds::serve(&world);
+        // Stores of the proxy's process are not called there, but followed.
+        let addresses = (1..=3).map(|store| (store, feeds.address.to_string())).collect();
+        let mut cluster = Self::start(world, &[1, 2, 3], addresses, |_| {}).await;
+        cluster._feeds = Some(feeds);
+        cluster
     }
 
     /// All stores in the proxy's process; requests are tried only for `patience`.
@@ -73,7 +86,7 @@ impl Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let serving = tokio::spawn(proxy.serve(listener, GRACE));
-        Self { world, placement, proxy, address, serving, placement_process, numbers }
+        Self { world, placement, proxy, address, serving, placement_process, _feeds: None, numbers }
     }
 
     pub async fn channel(&self) -> Channel {

@@ -15,6 +15,7 @@ pub struct Held {
     txn: Option<TxnId>,
     token: LockToken,
     ranges: Vec<(KeyRange, bool)>,
+    attaches: Vec<i64>,
 }
 
 impl State {
@@ -31,6 +32,11 @@ impl State {
         if self.locks.iter().any(hinders) {
             return region_response::Result::Lock(LockResponse { conflict: true, ..LockResponse::default() });
         }
+        let known = |lease: &i64| self.attached.contains(&(region, *lease));
+        let unattached: Vec<i64> = request.attaches.iter().copied().filter(|lease| !known(lease)).collect();
+        if !unattached.is_empty() {
+            return region_response::Result::Lock(LockResponse { unattached, ..LockResponse::default() });
+        }
         self.tokens += 1;
         let token = LockToken { region_id: region, term: 1, seq: self.tokens };
         let data = request.reads.iter().map(|read| {
@@ -40,8 +46,13 @@ impl State {
             LockedData { kvs: if read.count_only { Vec::new() } else { kvs }, count }
         });
         let data = data.collect();
-        self.locks.push(Held { txn: request.txn, token, ranges });
-        region_response::Result::Lock(LockResponse { conflict: false, token: Some(token), data, unattached: Vec::new() })
+        self.locks.push(Held { txn: request.txn, token, ranges, attaches: request.attaches.clone() });
+        region_response::Result::Lock(LockResponse {
+            conflict: false,
+            token: Some(token),
+            data,
+            unattached: Vec::new(),
+        })
     }
 
     pub(super) fn release(&mut self, region: u64, txn: Option<TxnId>) {
@@ -56,6 +67,9 @@ impl State {
         let revision = self.revision + 1;
         let mut changes: Vec<(u32, Change)> = Vec::new();
         for share in &request.shares {
+            let held = self.locks.iter().find(|held| Some(held.token) == share.token).expect("looked for above");
+            let named = share.changes.iter().all(|change| change.lease == 0 || held.attaches.contains(&change.lease));
+            assert!(named, "a lock holds every lease that is put under it");
             changes.extend(share.subs.iter().copied().zip(share.changes.iter().cloned()));
             for wipe in &share.wipes {
                 let span = KeyRange { start: wipe.start.clone(), end: wipe.end.clone() };

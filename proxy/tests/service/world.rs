@@ -1,7 +1,7 @@
 //! An honest little cluster in memory: one history of keys, regions cut out of it, stores that check epoch and leader
 //! as the real ones do. Tests tell single stores to refuse, hang or lose answers.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use braid_proto::etcd::etcdserverpb::{
     Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp,
     ResponseHeader, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
 };
-use braid_proto::etcd::mvccpb::KeyValue;
+use braid_proto::etcd::mvccpb::event::EventType;
+use braid_proto::etcd::mvccpb::{Event, KeyValue};
 use braid_proto::id::StoreId;
 use braid_proto::key::{KeyRange, user_key};
 use braid_proto::pb::{
@@ -25,7 +26,7 @@ use braid_store_core::hash::RangeHash;
 use braid_store_core::record::Head;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// What a store does with its next request.
 pub enum Script {
@@ -39,6 +40,8 @@ pub enum Script {
     Over,
     /// Never answers.
     Hang,
+    /// Does it when this says so.
+    Hold(oneshot::Receiver<()>),
 }
 
 /// The whole cluster.
@@ -47,6 +50,8 @@ pub struct World {
     state: Mutex<State>,
     /// Requests that have reached stores, ever.
     reached: watch::Sender<usize>,
+    /// The newest revision.
+    happened: watch::Sender<i64>,
     /// The highest revision that somebody has waited for the disks at.
     drop_asked: watch::Sender<i64>,
     /// The disks hold nothing below it.
@@ -66,6 +71,10 @@ struct State {
     /// Locks that stand, and how many were ever taken.
     locks: Vec<locks::Held>,
     tokens: u64,
+    /// By id.
+    leases: BTreeMap<i64, leases::Held>,
+    /// What each region's leader remembers: it may put keys with this lease.
+    attached: HashSet<(u64, i64)>,
     /// Scripts that begin after so many requests of their store.
     later: HashMap<StoreId, (usize, Script)>,
     /// Every request that reached a store, as "s1 r2 put".
@@ -78,11 +87,16 @@ struct State {
 impl World {
     /// A cluster with a region for each gap between `cuts`, on stores 1 to 3, led by them in turn.
     pub fn new(cuts: &[&str]) -> Arc<Self> {
+        Self::cut(cuts.iter().map(|cut| user_key(cut.as_bytes())))
+    }
+
+    /// The same, cut at internal keys.
+    pub fn cut(cuts: impl IntoIterator<Item = Bytes>) -> Arc<Self> {
         let world = Self::default();
         let mut state = world.state.lock();
         state.revision = 1;
         let mut bounds = vec![Bytes::new()];
-        bounds.extend(cuts.iter().map(|cut| user_key(cut.as_bytes())));
+        bounds.extend(cuts);
         bounds.push(Bytes::new());
         for (index, pair) in bounds.windows(2).enumerate() {
             let id = index as u64 + 1;
@@ -230,7 +244,26 @@ impl World {
         state.revision += 1;
         let revision = state.revision;
         state.put(&request, revision);
+        self.happened.send_replace(revision);
         revision
+    }
+
+    /// Hears of every new revision.
+    pub fn happened(&self) -> watch::Receiver<i64> {
+        self.happened.subscribe()
+    }
+
+    /// What has happened in `range` after revision `after`, as watches see it.
+    pub fn events(&self, range: &KeyRange, after: i64) -> BTreeMap<i64, Vec<Event>> {
+        let state = self.state.lock();
+        let mut events: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
+        let inside = state.keys.iter().filter(|(key, _)| range.contains(&user_key(key)));
+        for kv in inside.flat_map(|(_, states)| states).filter(|kv| kv.mod_revision > after) {
+            let kind = if kv.version > 0 { EventType::Put } else { EventType::Delete };
+            let event = Event { r#type: kind as i32, kv: Some(kv.clone()), prev_kv: None };
+            events.entry(kv.mod_revision).or_default().push(event);
+        }
+        events
     }
 
     /// The hash of one region that held everything.
@@ -247,6 +280,8 @@ impl World {
     }
 }
 
+#[path = "world_leases.rs"]
+mod leases;
 #[path = "locks.rs"]
 mod locks;
 
@@ -270,6 +305,13 @@ impl RegionService for FakeStore {
         let result = match state.scripts.get_mut(&self.id).and_then(VecDeque::pop_front) {
             _ if state.dead.contains(&self.id) => refuse(Reason::NotLeader(NotLeader { leader: None })),
             Some(Script::Hang) => return Box::pin(std::future::pending()),
+            Some(Script::Hold(until)) => {
+                let (world, id) = (Arc::clone(&self.world), self.id);
+                return Box::pin(async move {
+                    until.await.expect("the test says when");
+                    RegionResponse { result: Some(world.state.lock().serve(id, request)) }
+                });
+            }
             Some(Script::Refuse(reason)) => refuse(reason),
             Some(Script::Over) => {
                 state.locks.clear();
@@ -282,6 +324,7 @@ impl RegionService for FakeStore {
             }
             None => state.serve(self.id, request),
         };
+        self.world.happened.send_replace(state.revision);
         Box::pin(std::future::ready(RegionResponse { result: Some(result) }))
     }
 }
@@ -348,6 +391,9 @@ impl State {
                 self.read(&region, &range, read_at)
             }
             Some(region_request::Op::Put(put)) => {
+                if !self.attach_own(region.id, [put.lease]) {
+                    return region_response::Result::Error(error::LEASE_NOT_FOUND.into());
+                }
                 self.revision += 1;
                 region_response::Result::Put(self.put(&put, self.revision))
             }
@@ -358,7 +404,7 @@ impl State {
                 response.header = header(self.revision);
                 region_response::Result::DeleteRange(response)
             }
-            Some(region_request::Op::Txn(txn)) => region_response::Result::Txn(self.txn(&txn)),
+            Some(region_request::Op::Txn(txn)) => self.txn(region.id, &txn),
             Some(region_request::Op::Lock(lock)) => self.lock(region.id, &lock),
             Some(region_request::Op::Decide(decide)) => self.decide(&decide),
             Some(region_request::Op::Release(release)) => {
@@ -370,7 +416,8 @@ impl State {
             }
             Some(region_request::Op::Hash(hash)) => self.hash(&region, &hash),
             Some(region_request::Op::Hold(_)) => region_response::Result::Hold(HoldResponse { over: false }),
-            _ => panic!("a malformed request: {request:?}"),
+            Some(op) => self.lease_op(&region, op),
+            None => panic!("a request without an operation"),
         }
     }
 
@@ -459,16 +506,23 @@ impl State {
         DeleteRangeResponse { header: None, deleted, prev_kvs: if request.prev_kv { gone } else { Vec::new() } }
     }
 
-    fn txn(&mut self, txn: &TxnRequest) -> TxnResponse {
+    fn txn(&mut self, region: u64, txn: &TxnRequest) -> region_response::Result {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         let next = self.revision + 1;
         let mut changed = false;
         let branch = if succeeded { &txn.success } else { &txn.failure };
+        let leases = branch.iter().filter_map(|op| match &op.request {
+            Some(request_op::Request::RequestPut(put)) => Some(put.lease),
+            _ => None,
+        });
+        if !self.attach_own(region, leases) {
+            return region_response::Result::Error(error::LEASE_NOT_FOUND.into());
+        }
         let responses = branch.iter().map(|op| self.operation(op, next, &mut changed)).collect();
         if changed {
             self.revision = next;
         }
-        TxnResponse { header: header(self.revision), succeeded, responses }
+        region_response::Result::Txn(TxnResponse { header: header(self.revision), succeeded, responses })
     }
 
     fn operation(&mut self, op: &RequestOp, next: i64, changed: &mut bool) -> ResponseOp {
@@ -499,6 +553,9 @@ impl State {
         let (have, want) = match (compare.target(), &compare.target_union) {
             (CompareTarget::Mod, Some(TargetUnion::ModRevision(want))) => (kv.map_or(0, |kv| kv.mod_revision), *want),
             (CompareTarget::Version, Some(TargetUnion::Version(want))) => (kv.map_or(0, |kv| kv.version), *want),
+            (CompareTarget::Create, Some(TargetUnion::CreateRevision(want))) => {
+                (kv.map_or(0, |kv| kv.create_revision), *want)
+            }
             other => panic!("no test compares {other:?}"),
         };
         match compare.result() {
