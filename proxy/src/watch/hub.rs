@@ -22,6 +22,7 @@ use braid_proto::pb::{Nudge, Unfollow, WatchFeed, WatchOrder, watch_news, watch_
 use braid_store_client::Regions;
 use braid_store_client::deadline::Patience;
 use braid_store_client::retry;
+use braid_store_client::stores::connection::Pause;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -29,7 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::merge::{Effect, Limits, Merge, Tile, Trouble};
-use super::upstream::{self, Link, Listener, Pause};
+use super::upstream::{self, Link, Listener};
 use super::{Receiver, Source, SubscriptionId, Wanted};
 
 /// Pieces that are being placed at once; the others wait in line. After the loss of a store most need nothing but a

@@ -13,6 +13,8 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 const BUFFER_BYTES: usize = 256;
 /// Responses are put into one HTTP/2 frame up to here.
 const YIELD_BYTES: usize = 32 << 10;
+/// What a response takes beside its events, at most.
+pub const FRAME_BYTES: usize = 80;
 
 /// A response without its header's constant parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Frame {
     pub header: Option<ResponseHeader>,
     /// The rest.
     pub response: Response,
+    /// Bytes of it and of those that follow at once; 0: as far as is known.
+    pub together: usize,
 }
 
 /// Reads requests, writes frames.
@@ -103,7 +107,8 @@ impl Encoder for WatchCodec {
 
     fn encode(&mut self, frame: Frame, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
         let head = frame.response.head(frame.header);
-        to.reserve(head.encoded_len() + frame.response.events_len());
+        let bytes = head.encoded_len() + frame.response.events_len();
+        to.reserve(bytes.max(frame.together.min(YIELD_BYTES)));
         let encoded = head.encode(to);
         encoded.map_err(|error| Status::internal(format!("braid: a watch response cannot be written: {error}")))?;
         to.put_slice(&frame.response.events);

@@ -1,6 +1,7 @@
 //! The stores of the cluster as this process reaches them: those of its own process directly, the others over one
 //! connection each.
 
+pub mod connection;
 pub mod outbox;
 pub mod remote;
 

@@ -6,9 +6,11 @@
 //!
 //! The source is never called while the session is locked, because it may call back.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use braid_proto::error;
@@ -16,6 +18,7 @@ use braid_proto::etcd::etcdserverpb::WatchRequest;
 use braid_store_client::bound::Bound;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
+use futures::task::AtomicWaker;
 use futures::{FutureExt, Stream, StreamExt};
 use metrics::Gauge;
 use parking_lot::Mutex;
@@ -27,11 +30,15 @@ use super::{Outside, Parts};
 use crate::in_flight::Ticket;
 use crate::watch::batch::Batch;
 use crate::watch::session::{Order, Purpose, Session};
-use crate::watch::wire::{Frame, Response};
+use crate::watch::wire::{FRAME_BYTES, Frame, Response};
 use crate::watch::{Receiver, Source, SubscriptionId};
 
-/// Responses in a row before the client's messages are looked at again.
-const IN_A_ROW_MAX: u32 = 32;
+/// Responses, and about so many bytes of events, that are taken out of the session at once. Between two times the client's
+/// messages are looked at.
+const TAKE_RESPONSES: usize = 32;
+const TAKE_BYTES: usize = 64 << 10;
+/// The gauge of queued bytes may be wrong by so much for each stream.
+const GAUGE_SLACK: usize = 64 << 10;
 /// Between two looks at whether there is a leader: one election timeout of etcd.
 const LEADER_LOOK: Duration = Duration::from_secs(1);
 /// So many looks without one end a stream that wants one.
@@ -67,9 +74,32 @@ pub struct WatchStream {
     over: BoxFuture<'static, Status>,
     notices: Pin<Box<Sleep>>,
     progress_interval: Duration,
-    in_a_row: u32,
+    /// Tells whether any of the above may have something new.
+    inputs: Arc<Inputs>,
+    /// What is sent next.
+    taken: VecDeque<Response>,
+    /// Bytes of all that was taken at once, until the first of it is sent.
+    together: usize,
     ended: bool,
     _ticket: Ticket,
+}
+
+/// Wakes the connection and remembers that it was not for the sake of news: those come often, and the inputs of a stream
+/// take longer to look at than they do.
+struct Inputs {
+    changed: AtomicBool,
+    connection: AtomicWaker,
+}
+
+impl Wake for Inputs {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.changed.store(true, Ordering::SeqCst);
+        self.connection.wake();
+    }
 }
 
 /// The part of a stream that the source sees.
@@ -92,7 +122,7 @@ enum Done {
 }
 
 impl Inner {
-    /// Does something with the session and keeps the gauge true.
+    /// Does something with the session and keeps the gauge nearly true.
     fn with<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
         self.change(&mut self.state.lock(), change)
     }
@@ -100,11 +130,30 @@ impl Inner {
     fn change<T>(&self, state: &mut State, change: impl FnOnce(&mut Session) -> T) -> T {
         let result = change(&mut state.session);
         let bytes = state.session.queued_bytes();
-        if bytes != state.queued_bytes {
+        if bytes.abs_diff(state.queued_bytes) > if bytes == 0 { 0 } else { GAUGE_SLACK } {
             self.gauges.queued_bytes.increment(bytes as f64 - state.queued_bytes as f64);
             state.queued_bytes = bytes;
         }
         result
+    }
+
+    /// Takes out what is to be done and, into `responses`, what is to be sent next. News that come afterwards wake.
+    fn take(&self, responses: &mut VecDeque<Response>, waker: &Waker) -> Vec<Order> {
+        let mut state = self.state.lock();
+        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            state.waker = Some(waker.clone());
+        }
+        self.change(&mut state, |session| {
+            let mut bytes = 0;
+            while responses.len() < TAKE_RESPONSES
+                && bytes < TAKE_BYTES
+                && let Some(response) = session.next_response()
+            {
+                bytes += response.events_len();
+                responses.push_back(response);
+            }
+            session.take_orders()
+        })
     }
 }
 
@@ -149,16 +198,19 @@ impl WatchStream {
             over: over(parts.stopped.clone(), leader).boxed(),
             notices: Box::pin(tokio::time::sleep(progress_interval)),
             progress_interval,
-            in_a_row: 0,
+            inputs: Arc::new(Inputs { changed: AtomicBool::new(true), connection: AtomicWaker::new() }),
+            taken: VecDeque::new(),
+            together: 0,
             ended: false,
             _ticket: ticket,
         }
     }
 
     fn next_frame(&mut self) -> Option<Frame> {
-        let response: Response = self.inner.with(Session::next_response)?;
-        self.in_a_row += 1;
-        Some(Frame { header: self.outside.header(response.revision), response })
+        let response = self.taken.pop_front()?;
+        // One allocation for all that go together.
+        let together = std::mem::take(&mut self.together);
+        Some(Frame { header: self.outside.header(response.revision), response, together })
     }
 
     /// Takes in whatever has happened.
@@ -204,13 +256,15 @@ impl WatchStream {
                 Poll::Ready(None) => self.requests = None,
             }
         }
+        if self.requests.is_some() && !self.inner.with(|session| session.wants_messages()) {
+            // Nobody says when it does.
+            self.inputs.changed.store(true, Ordering::SeqCst);
+        }
         Ok(busy)
     }
 
-    /// Does what the session has ordered. False: it has ordered nothing.
-    fn run_orders(&mut self) -> bool {
-        let orders = self.inner.with(Session::take_orders);
-        let busy = !orders.is_empty();
+    /// Does what the session has ordered.
+    fn run(&mut self, orders: Vec<Order>) {
         for order in orders {
             match order {
                 Order::Bound => self.work.push(self.outside.bound().map(Done::Bound).boxed()),
@@ -225,7 +279,6 @@ impl WatchStream {
                 }
             }
         }
-        busy
     }
 }
 
@@ -236,29 +289,30 @@ impl Stream for WatchStream {
         if self.ended {
             return Poll::Ready(None);
         }
+        self.inputs.connection.register(context.waker());
+        let waker = Waker::from(Arc::clone(&self.inputs));
         loop {
-            if self.in_a_row < IN_A_ROW_MAX
-                && let Some(frame) = self.next_frame()
-            {
+            if let Some(frame) = self.next_frame() {
                 return Poll::Ready(Some(Ok(frame)));
             }
-            self.in_a_row = 0;
-            // Before the inputs are looked at, so that nothing that comes meanwhile is missed.
-            self.inner.state.lock().waker = Some(context.waker().clone());
-            let happened = match self.poll_inputs(context) {
-                Ok(happened) => happened,
-                Err(status) => {
-                    self.ended = true;
-                    return Poll::Ready(Some(Err(status)));
+            let Self { inner, taken, .. } = &mut *self;
+            let orders = inner.take(taken, context.waker());
+            self.together = self.taken.iter().map(|response| response.events_len() + FRAME_BYTES).sum();
+            let mut happened = !orders.is_empty();
+            self.run(orders);
+            // New work has to be polled once.
+            if self.inputs.changed.swap(false, Ordering::SeqCst) || happened {
+                match self.poll_inputs(&mut Context::from_waker(&waker)) {
+                    Ok(more) => happened |= more,
+                    Err(status) => {
+                        self.ended = true;
+                        return Poll::Ready(Some(Err(status)));
+                    }
                 }
-            };
-            if self.run_orders() || happened {
-                continue;
             }
-            return match self.next_frame() {
-                Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => Poll::Pending,
-            };
+            if !happened && self.taken.is_empty() {
+                return Poll::Pending;
+            }
         }
     }
 }

@@ -18,38 +18,13 @@ use braid_proto::pb::region_store_client::RegionStoreClient;
 use braid_proto::pb::{RegionRequest, RegionResponse, RequestFrame, ResponseFrame};
 use braid_proto::service::{BoxFuture, RegionService};
 use futures::Stream;
-use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::{error::Elapsed, timeout};
-use tonic::transport::Endpoint;
-use tonic::{Status, Streaming};
+use tokio::time::Instant;
+use tonic::Streaming;
 
+use super::connection::{self, Down, Pause};
 use super::lost;
 use super::outbox::Outbox;
-
-/// How long connecting and the first answer may take each.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A connection is probed so often, and given up when a probe is not answered for as long.
-const PROBE: Duration = Duration::from_secs(2);
-/// First pause before another attempt to connect, doubled up to the longest.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Bytes that a store may send before this process has read them. Answers may be large, and many share one stream.
-const WINDOW_BYTES: u32 = 8 << 20;
-
-/// Why there is no connection.
-#[derive(Debug, Error)]
-enum Down {
-    #[error("{0} is no address")]
-    Address(String),
-    #[error("cannot connect: {0}")]
-    Connect(#[from] tonic::transport::Error),
-    #[error("no answer in time")]
-    Silent(#[from] Elapsed),
-    #[error("the store refuses the connection: {0}")]
-    Refused(#[from] Status),
-}
 
 /// A store in another process. Dropping it ends the connection.
 pub struct Remote {
@@ -105,14 +80,16 @@ impl RegionService for Remote {
 
 impl Shared {
     async fn run(self: &Arc<Self>) {
-        let mut pause = PAUSE_MIN;
+        let mut pause = Pause::default();
         loop {
             std::future::poll_fn(|context| self.outbox.poll_waiting(context)).await;
+            let mut stood = Duration::ZERO;
             match self.connect().await {
                 Ok(answers) => {
-                    pause = PAUSE_MIN;
+                    let begun = Instant::now();
                     let end = self.serve(answers).await;
-                    tracing::info!(store = %self.store_id, address = self.address, why = end, "lost a store's connection");
+                    tracing::info!(store = %self.store_id, address = self.address, why = %end, "lost a store's connection");
+                    stood = begun.elapsed();
                 }
                 Err(why) => {
                     tracing::info!(store = %self.store_id, address = self.address, %why, "cannot reach a store");
@@ -120,36 +97,26 @@ impl Shared {
             }
             metrics::counter!("braid_proxy_store_disconnects_total").increment(1);
             self.outbox.close();
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            tokio::time::sleep(pause.after(stood)).await;
             self.outbox.wait();
         }
     }
 
     async fn connect(self: &Arc<Self>) -> Result<Streaming<ResponseFrame>, Down> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-            .map_err(|_| Down::Address(self.address.clone()))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PROBE)
-            .keep_alive_timeout(PROBE)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES);
-        let channel = timeout(CONNECT_TIMEOUT, endpoint.connect()).await??;
+        let channel = connection::connect(&self.address).await?;
         let mut client = RegionStoreClient::new(channel).max_decoding_message_size(usize::MAX);
         let frames = Frames { shared: Arc::clone(self), connection: self.outbox.ended(), greeted: false };
-        Ok(timeout(CONNECT_TIMEOUT, client.serve(frames)).await??.into_inner())
+        connection::opened(client.serve(frames)).await
     }
 
     /// Hands out answers until the connection ends; returns why it did.
-    async fn serve(&self, mut answers: Streaming<ResponseFrame>) -> String {
+    async fn serve(&self, mut answers: Streaming<ResponseFrame>) -> Down {
         self.outbox.open();
         loop {
             match answers.message().await {
                 Ok(Some(frame)) => self.outbox.answer(frame.responses),
-                Ok(None) => return "the store closed it".to_owned(),
-                Err(status) => return status.message().to_owned(),
+                Ok(None) => return Down::Closed,
+                Err(status) => return Down::Refused(status),
             }
         }
     }
