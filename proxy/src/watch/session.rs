@@ -129,6 +129,8 @@ pub struct Session {
     watches: HashMap<SubscriptionId, Watch>,
     /// Ids that are taken. `None`: by a watch that a compaction has ended.
     ids: HashMap<i64, Option<SubscriptionId>>,
+    /// How many of them a compaction has ended.
+    compacted: usize,
     next_id: i64,
     pending: VecDeque<RequestUnion>,
     /// A bound is on its way for so many of `pending`, and for so many of `due`.
@@ -153,6 +155,7 @@ impl Session {
             names,
             watches: HashMap::new(),
             ids: HashMap::new(),
+            compacted: 0,
             next_id: 0,
             pending: VecDeque::new(),
             asked: None,
@@ -164,6 +167,11 @@ impl Session {
             newest: FIRST_REVISION,
             orders: Vec::new(),
         }
+    }
+
+    /// The subscriptions of watches that are alive, in no order.
+    pub fn subscriptions(&self) -> Vec<SubscriptionId> {
+        self.watches.keys().copied().collect()
     }
 
     /// Watches that are alive.
@@ -342,7 +350,7 @@ impl Session {
                     let id = request.watch_id;
                     self.cancel(id);
                 }
-                RequestUnion::ProgressRequest(_) if self.watches.is_empty() => {}
+                RequestUnion::ProgressRequest(_) if self.watches.is_empty() || self.compacted > 0 => {}
                 RequestUnion::ProgressRequest(_) | RequestUnion::CreateRequest(_) => return,
             }
             self.pending.pop_front();
@@ -362,8 +370,7 @@ impl Session {
             Response { watch_id: id, revision: (start - 1).max(FIRST_REVISION), created: true, ..Default::default() };
         self.outbox.answer(created);
         if start < bound.compacted {
-            self.ids.insert(id, None);
-            return self.outbox.answer(compaction(id, bound.compacted));
+            return self.end_by_compaction(id, bound.compacted);
         }
         let has_filter = |filter: FilterType| request.filters.contains(&(filter as i32));
         let watch = Watch {
@@ -434,21 +441,30 @@ impl Session {
 
     fn cancel(&mut self, id: i64) {
         let Some(subscription) = self.ids.remove(&id) else { return };
-        if let Some(subscription) = subscription {
-            self.watches.remove(&subscription);
-            self.orders.push(Order::Unsubscribe(subscription));
+        match subscription {
+            Some(subscription) => {
+                self.watches.remove(&subscription);
+                self.orders.push(Order::Unsubscribe(subscription));
+            }
+            None => self.compacted -= 1,
         }
         self.outbox.answer(Response { watch_id: id, revision: self.newest, canceled: true, ..Default::default() });
     }
 
     fn compacted(&mut self, subscription: SubscriptionId, begin: i64) {
         let Some(watch) = self.watches.remove(&subscription) else { return };
-        self.ids.insert(watch.id, None);
         if !self.report.leaves_out(subscription) {
             // It has not got what a report would say it has.
             self.end_report(None);
         }
-        self.outbox.answer(compaction(watch.id, begin));
+        self.end_by_compaction(watch.id, begin);
+    }
+
+    /// Tells that a watch is over because history begins at `begin`. Its id stays taken until the client cancels it.
+    fn end_by_compaction(&mut self, watch_id: i64, begin: i64) {
+        self.ids.insert(watch_id, None);
+        self.compacted += 1;
+        self.outbox.answer(Response { watch_id, canceled: true, compact_revision: begin, ..Default::default() });
     }
 
     /// Whether a watch is alive and the store has come to its start.
@@ -468,13 +484,15 @@ impl Session {
         }
     }
 
-    /// A client wants to know how far all its watches are; `revision` is a bound taken since.
+    /// A client wants to know how far all its watches are; `revision` is a bound taken since. As in etcd it hears nothing
+    /// while one of them has not begun, or has been ended by a compaction and not been cancelled since.
     fn request_report(&mut self, revision: i64) {
         if !matches!(self.report, Report::None) {
             self.report_again = true;
             return;
         }
-        if self.watches.is_empty() || self.watches.values().any(|watch| watch.start > revision) {
+        let ended = self.compacted > 0;
+        if ended || self.watches.is_empty() || self.watches.values().any(|watch| watch.start > revision) {
             return;
         }
         self.report = Report::Waiting(revision, self.next_name());
@@ -575,8 +593,4 @@ impl Report {
 fn range_of(request: &WatchCreateRequest) -> KeyRange {
     let key: &[u8] = if request.key.is_empty() { &[0] } else { &request.key };
     KeyRange::user(key, &request.range_end)
-}
-
-fn compaction(watch_id: i64, begin: i64) -> Response {
-    Response { watch_id, canceled: true, compact_revision: begin, ..Default::default() }
 }

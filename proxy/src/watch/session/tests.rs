@@ -624,6 +624,59 @@ fn a_watch_that_is_added_during_a_report_comes_behind_it_or_is_part_of_it() {
 }
 
 #[test]
+fn reports_stay_unanswered_until_a_watch_that_a_compaction_has_ended_is_cancelled() {
+    let mut script = script();
+    let (lost, kept) = (script.watch(create("a"), 10), script.watch(create("b"), 10));
+    assert!(script.0.history_begins(lost, 15));
+    assert_eq!(script.heard(), ["0 @0 canceled compacted 15"]);
+    script.progress();
+    assert!(script.orders().is_empty(), "nobody is asked");
+    // The same if it was too old from the beginning, although the request waits behind it.
+    script.create(from("c", 5));
+    script.progress();
+    assert_eq!(script.orders(), ["bound"]);
+    script.0.bound(Bound { revision: 20, compacted: 15 });
+    assert_eq!(script.heard(), ["2 @4 created", "2 @0 canceled compacted 15"]);
+    assert!(script.orders().is_empty());
+    for id in [0, 2] {
+        script.progress();
+        assert!(script.orders().is_empty());
+        script.cancel(id);
+    }
+    assert_eq!(script.heard(), ["0 @20 canceled", "2 @20 canceled"]);
+    script.progress();
+    assert_eq!(script.orders(), ["bound"]);
+    script.bound(21);
+    assert_eq!(script.orders(), [format!("reach Report @21 [{}]", kept.0)]);
+    script.0.reached(Purpose::Report, 21, &[kept]);
+    assert_eq!(script.heard(), ["-1 @21"]);
+}
+
+#[test]
+fn revisions_share_a_response_only_where_they_pile_up() {
+    let limits = Limits { responses_max: 2 * PILE, ..LIMITS };
+    let mut script = Script(Session::new(limits, Arc::new(AtomicU64::new(1))));
+    let watch = script.watch(create("a"), 10);
+    let moment = |revision| Moment { revision, events: vec![put("a", revision)] };
+    let few = Batch::new((11..11 + PILE as i64 - 1).map(moment).collect());
+    assert_eq!(script.0.news(watch, &few, 0), few.len());
+    assert_eq!(script.heard().len(), few.len(), "one revision, one response");
+    let many = Batch::new((20..60).map(moment).collect());
+    assert_eq!(script.0.news(watch, &many, 0), 40);
+    let heard = std::iter::from_fn(|| script.0.next_response()).collect::<Vec<_>>();
+    assert!(heard.len() < 10, "{} responses", heard.len());
+    let revisions: Vec<i64> =
+        heard.iter().flat_map(events_of).map(|event| event.kv.expect("a key").mod_revision).collect();
+    assert_eq!(revisions, (20..60).collect::<Vec<_>>());
+    assert_eq!(heard.last().map(|response| response.revision), Some(59));
+    // A client that does not read: what comes one by one is joined too, and so takes less room.
+    for revision in 60..100 {
+        assert!(script.put(watch, "a", revision), "@{revision}");
+    }
+    assert_eq!(script.heard().len(), PILE);
+}
+
+#[test]
 fn a_compaction_ends_a_report_without_an_answer() {
     let mut script = script();
     let (first, second) = (script.watch(create("a"), 10), script.watch(create("b"), 10));
