@@ -12,9 +12,11 @@ pub mod session;
 mod upstream;
 pub mod wire;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use braid_proto::key::KeyRange;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use batch::Batch;
@@ -64,4 +66,10 @@ pub trait Source: Send + Sync + 'static {
     /// Ends once the frontier of `id` has reached `revision`, which the sequencer has given, or there is no such
     /// subscription any more. Waits as long as that takes.
     fn reach(&self, id: SubscriptionId, revision: i64) -> BoxFuture<'static, ()>;
+
+    /// Where these subscriptions hear nothing at the moment, because no leader of the region tells: the first keys of
+    /// such places. A source without regions has none.
+    fn silent(&self, _ids: &[SubscriptionId]) -> HashSet<Bytes> {
+        HashSet::new()
+    }
 }

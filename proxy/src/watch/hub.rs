@@ -11,7 +11,7 @@
 //! who does. Calls of the hub tell nobody anything on the caller's thread, so callers may hold locks of their own that
 //! `take` needs not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,11 +23,13 @@ use braid_store_client::Regions;
 use braid_store_client::deadline::Patience;
 use braid_store_client::retry;
 use braid_store_client::stores::connection::Pause;
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::merge::{Effect, Limits, Merge, Tile, Trouble};
 use super::upstream::{self, Link, Listener};
@@ -38,6 +40,9 @@ use super::{Receiver, Source, SubscriptionId, Wanted};
 const PLACING_MAX: usize = 1_024;
 /// How long one attempt to place a piece may wait for placement.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How old the answer to a stream may be that asks where it hears nothing.
+const SILENCE_AGE: Duration = Duration::from_millis(250);
 
 /// Where watches come from.
 pub struct Hub {
@@ -59,6 +64,8 @@ struct State {
     links: HashMap<StoreId, Link>,
     pauses: HashMap<StoreId, Pause>,
     waiters: HashMap<SubscriptionId, Vec<(i64, oneshot::Sender<()>)>>,
+    /// What [`Merge::silent`] has said, and when.
+    silent: Option<(Instant, HashMap<u64, Vec<Bytes>>)>,
 }
 
 /// What the placer does.
@@ -83,6 +90,7 @@ impl Hub {
             links: HashMap::new(),
             pauses: HashMap::new(),
             waiters: HashMap::new(),
+            silent: None,
         };
         let gauges = Gauges {
             groups: metrics::gauge!("braid_proxy_watch_groups"),
@@ -310,6 +318,21 @@ impl Source for Hub {
         waiters.push((revision, tell));
         self.follow_up(&mut state);
         Box::pin(async move { _ = told.await })
+    }
+
+    fn silent(&self, ids: &[SubscriptionId]) -> HashSet<Bytes> {
+        let mut state = self.state.lock();
+        let State { merge, silent, .. } = &mut *state;
+        // All streams ask from time to time, and most often nothing is silent.
+        let (_, groups) = match silent {
+            Some(known) if known.0.elapsed() < SILENCE_AGE => known,
+            stale => stale.insert((Instant::now(), merge.silent())),
+        };
+        if groups.is_empty() {
+            return HashSet::new();
+        }
+        let places = ids.iter().filter_map(|id| groups.get(&merge.group_of(*id)?)).flatten();
+        places.cloned().collect()
     }
 }
 

@@ -265,6 +265,23 @@ impl Merge {
         }
     }
 
+    /// The groups that hear nothing in some places, with the first keys of these. Costs by the number of groups.
+    pub fn silent(&self) -> HashMap<u64, Vec<Bytes>> {
+        let silent = self.groups.iter().map(|(name, group)| {
+            let places: Vec<Bytes> = group.silent().map(|piece| piece.range.start.clone()).collect();
+            (*name, places)
+        });
+        silent.filter(|(_, places)| !places.is_empty()).collect()
+    }
+
+    /// The group of a subscription, unless it is parked.
+    pub fn group_of(&self, id: SubscriptionId) -> Option<u64> {
+        match self.homes.get(&id)? {
+            Home::Group(name) => Some(*name),
+            Home::Parked(_) => None,
+        }
+    }
+
     /// Up to where the receiver of `id` has taken everything; `None`: there is no such subscription.
     pub fn frontier(&mut self, id: SubscriptionId) -> Option<i64> {
         match self.homes.get(&id)? {

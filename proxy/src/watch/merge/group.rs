@@ -67,6 +67,11 @@ pub enum Place {
 }
 
 impl Place {
+    /// Whether nobody tells, though somebody should.
+    fn is_silent(self) -> bool {
+        matches!(self, Place::Nowhere | Place::Asked { .. })
+    }
+
     /// The store that was asked, or tells.
     pub fn store(self) -> Option<StoreId> {
         match self {
@@ -174,6 +179,8 @@ pub struct Group {
     /// The same in bytes.
     pub waiting_bytes: usize,
     pieces: Vec<Piece>,
+    /// How many of them nobody tells about.
+    silent: usize,
     /// How many pieces each store was asked for or tells.
     stores: Vec<(StoreId, usize)>,
     summary: Option<Box<Summary>>,
@@ -198,6 +205,7 @@ impl Group {
             waiting_events: 0,
             waiting_bytes: 0,
             pieces: vec![whole],
+            silent: 1,
             stores: Vec::new(),
             summary: None,
             waiting: BTreeMap::new(),
@@ -218,9 +226,10 @@ impl Group {
 
     /// Changes a piece, its place included; its range stays.
     pub fn change(&mut self, index: usize, change: impl FnOnce(&mut Piece)) {
-        let before = self.pieces[index].place.store();
+        let (before, was_silent) = (self.pieces[index].place.store(), self.pieces[index].place.is_silent());
         change(&mut self.pieces[index]);
-        let after = self.pieces[index].place.store();
+        let (after, is_silent) = (self.pieces[index].place.store(), self.pieces[index].place.is_silent());
+        self.silent = self.silent + usize::from(is_silent) - usize::from(was_silent);
         self.summary = None;
         if before != after {
             before.into_iter().for_each(|store| self.count_out(store));
@@ -231,7 +240,9 @@ impl Group {
     /// Puts `tiles`, which cover the same keys, in the place of a piece.
     pub fn retile(&mut self, index: usize, tiles: Vec<Piece>) {
         self.pieces[index].place.store().into_iter().for_each(|store| self.count_out(store));
+        self.silent -= usize::from(self.pieces[index].place.is_silent());
         for tile in &tiles {
+            self.silent += usize::from(tile.place.is_silent());
             tile.place.store().into_iter().for_each(|store| self.count_in(store));
         }
         self.summary = None;
@@ -240,6 +251,12 @@ impl Group {
         } else {
             self.pieces.splice(index..=index, tiles);
         }
+    }
+
+    /// The pieces that nobody tells about.
+    pub fn silent(&self) -> impl Iterator<Item = &Piece> {
+        let any = if self.silent > 0 { &self.pieces[..] } else { &[] };
+        any.iter().filter(|piece| piece.place.is_silent())
     }
 
     /// The stores of its pieces.

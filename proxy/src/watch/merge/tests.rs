@@ -221,6 +221,31 @@ fn a_follow_that_catches_up_holds_back_only_itself() {
 }
 
 #[test]
+fn places_of_which_nobody_tells_are_silent() {
+    let mut script = Script::new(Limits::default());
+    let silent = |script: &Script| -> Vec<bytes::Bytes> { script.merge.silent().into_values().flatten().collect() };
+    let start = |key: &str| KeyRange::user(key.as_bytes(), b"\0").start;
+    let _client = script.subscribe(1, ("a", "z"), 101, usize::MAX);
+    assert_eq!(silent(&script), [start("a")], "nobody knows where to ask");
+    let (piece, range, _) = script.place();
+    let follows = script.put(piece, &range, &[(1, "a", S1), (2, "m", S2)]);
+    assert_eq!(silent(&script), [start("a"), start("m")], "nobody has answered");
+    script.merge.joined(S1, follows[0].id, 100);
+    script.merge.joined(S2, follows[1].id, 100);
+    assert!(silent(&script).is_empty());
+    let refused = Trouble::Refused(S2, braid_proto::pb::Refusal::default());
+    script.merge.left(S2, follows[1].id, refused);
+    assert_eq!(silent(&script), [start("m")]);
+    let (piece, range, _) = script.place();
+    let again = script.put(piece, &range, &[(2, "m", S1)]);
+    assert_eq!(silent(&script), [start("m")], "the same place as before");
+    script.merge.joined(S1, again[0].id, 100);
+    assert!(silent(&script).is_empty());
+    script.merge.lost(S1);
+    assert_eq!(silent(&script), [start("a"), start("m")]);
+}
+
+#[test]
 fn a_revision_of_two_regions_is_one_delivery_in_order_of_sub() {
     let (mut script, client, one, two) = two_regions(Limits::default());
     script.merge.events(S2, &told(&[two], 103, &[(0, "n"), (2, "o")]));

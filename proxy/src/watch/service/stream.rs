@@ -6,7 +6,7 @@
 //!
 //! The source is never called while the session is locked, because it may call back.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,7 @@ use std::time::Duration;
 use braid_proto::error;
 use braid_proto::etcd::etcdserverpb::WatchRequest;
 use braid_store_client::bound::Bound;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::task::AtomicWaker;
@@ -188,9 +189,14 @@ impl WatchStream {
         let state = State { session, waker: None, queued_bytes: 0 };
         parts.gauges.streams.increment(1.0);
         let progress_interval = jittered(parts.settings.progress_interval);
-        let leader = require_leader.then(|| Arc::clone(&parts.outside));
+        let inner = Arc::new(Inner { state: Mutex::new(state), gauges: parts.gauges.clone() });
+        let leader = require_leader.then(|| LeaderWatch {
+            inner: Arc::clone(&inner),
+            source: Arc::clone(&parts.source),
+            outside: Arc::clone(&parts.outside),
+        });
         Self {
-            inner: Arc::new(Inner { state: Mutex::new(state), gauges: parts.gauges.clone() }),
+            inner,
             source: Arc::clone(&parts.source),
             outside: Arc::clone(&parts.outside),
             requests: Some(requests),
@@ -333,10 +339,10 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 /// Waits for a reason to end a stream: the proxy stops, or there is no leader where the client wants one.
-async fn over(mut stopped: watch::Receiver<bool>, leader: Option<Arc<dyn Outside>>) -> Status {
+async fn over(mut stopped: watch::Receiver<bool>, leader: Option<LeaderWatch>) -> Status {
     let leaderless = async {
         match leader {
-            Some(outside) => leaderless(&*outside).await,
+            Some(watch) => watch.leaderless().await,
             None => std::future::pending().await,
         }
     };
@@ -347,14 +353,32 @@ async fn over(mut stopped: watch::Receiver<bool>, leader: Option<Arc<dyn Outside
     }
 }
 
-/// Ends when there has been no leader for some looks in a row.
-async fn leaderless(outside: &dyn Outside) {
-    let mut looks = tokio::time::interval(LEADER_LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut misses = 0;
-    while misses < LEADER_MISSES_MAX {
-        looks.tick().await;
-        misses = if outside.has_leader() { 0 } else { misses + 1 };
+/// Looks whether everything that a stream watches has a leader.
+struct LeaderWatch {
+    inner: Arc<Inner>,
+    source: Arc<dyn Source>,
+    outside: Arc<dyn Outside>,
+}
+
+impl LeaderWatch {
+    /// Ends when the cluster, or one and the same region that is watched, has had no leader for some looks in a row.
+    async fn leaderless(&self) {
+        let mut looks = tokio::time::interval(LEADER_LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut misses, mut cluster) = (0, 0);
+        let mut silent: HashMap<Bytes, u32> = HashMap::new();
+        while misses < LEADER_MISSES_MAX {
+            looks.tick().await;
+            cluster = if self.outside.has_leader() { 0 } else { cluster + 1 };
+            let subscriptions = self.inner.with(|session| session.subscriptions());
+            let now = self.source.silent(&subscriptions);
+            let counted = now.into_iter().map(|place| {
+                let misses = silent.get(&place).map_or(1, |before| before + 1);
+                (place, misses)
+            });
+            silent = counted.collect();
+            misses = silent.values().copied().max().unwrap_or(0).max(cluster);
+        }
     }
 }
 

@@ -286,6 +286,28 @@ async fn a_stream_that_wants_a_leader_ends_without_one_and_others_do_not() {
 }
 
 #[tokio::test]
+async fn a_stream_that_wants_a_leader_ends_if_a_region_of_its_watches_has_none_for_long() {
+    let world = world(|_| {}).await;
+    let mut strict = world.try_talk(true).await.expect("there is a leader");
+    let mut elsewhere = world.try_talk(true).await.expect("there is a leader");
+    let mut patient = world.talk().await;
+    strict.watch(key("a")).await;
+    elsewhere.watch(key("b")).await;
+    patient.watch(key("a")).await;
+    world.source.until(|all, _| all == 3).await;
+    let begun = std::time::Instant::now();
+    world.source.silence(&["a"]);
+    let status = strict.result().await.expect_err("the end");
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+    assert!(begun.elapsed() > Duration::from_millis(1_900), "only after three looks: {:?}", begun.elapsed());
+    world.source.silence(&[]);
+    for (talk, key) in [(&mut elsewhere, "b"), (&mut patient, "a")] {
+        world.source.put(key, if key == "b" { 11 } else { 12 }, 1);
+        assert_eq!(talk.next().await.events.len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn streams_count_as_requests_under_way() {
     let world = world(|_| {}).await;
     let _talks = [world.talk().await, world.talk().await, world.talk().await];

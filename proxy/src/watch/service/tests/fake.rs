@@ -1,6 +1,6 @@
 //! A source that is told what happens, and a cluster that is told where it stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -8,6 +8,7 @@ use braid_proto::etcd::etcdserverpb::ResponseHeader;
 use braid_proto::etcd::mvccpb::{Event, KeyValue};
 use braid_proto::key::user_key;
 use braid_store_client::bound::Bound;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -29,6 +30,8 @@ struct State {
     /// Up to where the source knows everything.
     closed: i64,
     hearing: BTreeMap<SubscriptionId, Hearing>,
+    /// Keys of which nobody tells.
+    silent: Vec<Bytes>,
 }
 
 struct Hearing {
@@ -48,6 +51,11 @@ impl FakeSource {
     /// A put of `key` with `value_bytes` at `revision`, which closes it.
     pub fn put(&self, key: &str, revision: i64, value_bytes: usize) {
         self.put_all(&[key], revision, value_bytes);
+    }
+
+    /// From now on nobody tells of these keys.
+    pub fn silence(&self, keys: &[&str]) {
+        self.state.lock().silent = keys.iter().map(|key| user_key(key.as_bytes())).collect();
     }
 
     /// Puts of one revision.
@@ -154,6 +162,14 @@ impl Source for FakeSource {
             let there = changed.wait_for(|()| state.lock().frontier(id).is_none_or(|frontier| frontier >= revision));
             _ = there.await;
         })
+    }
+
+    fn silent(&self, ids: &[SubscriptionId]) -> HashSet<Bytes> {
+        let state = self.state.lock();
+        let hears = |place: &Bytes| {
+            ids.iter().any(|id| state.hearing.get(id).is_some_and(|hearing| hearing.wanted.range.contains(place)))
+        };
+        state.silent.iter().filter(|place| hears(place)).cloned().collect()
     }
 }
 
