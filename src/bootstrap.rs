@@ -1,6 +1,6 @@
 //! How an empty cluster is cut into regions, and how many copies each has.
 
-use braid_proto::key::user_key;
+use braid_proto::key::{lease_key, user_key};
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -42,6 +42,13 @@ pub fn split_keys(
             Ok(cuts.iter().map(|key| user_key(key)).collect())
         }
     }
+}
+
+/// Internal keys at which the records of leases are cut at first, into `count` even ranges of the ids that servers draw, the
+/// positive ones. The last range goes on into the first of the keys.
+pub fn lease_cuts(count: u32) -> Vec<Bytes> {
+    let count = i64::from(count);
+    (1..count).map(|cut| lease_key(i64::MAX / count * cut)).collect()
 }
 
 /// The cuts between `count` ranges of printable ASCII keys. Keys are read as numbers of as many digits as it takes to
@@ -93,6 +100,14 @@ mod tests {
             assert!(cuts.iter().all(|cut| cut[0] == TAG_USER && cut.len() > 1), "{count}");
         }
         assert_eq!(even(4), ["\x20\x37", "\x20\x4f", "\x20\x67"].map(Bytes::from));
+    }
+
+    #[test]
+    fn leases_are_cut_evenly_and_before_all_keys() {
+        assert_eq!(lease_cuts(1), Vec::<Bytes>::new());
+        let cuts = lease_cuts(3);
+        assert_eq!(cuts, [lease_key(0x2aaa_aaaa_aaaa_aaaa), lease_key(0x5555_5555_5555_5554)]);
+        assert!(cuts.is_sorted() && cuts[1] < even(2)[0]);
     }
 
     #[test]

@@ -153,4 +153,8 @@ pub struct BootstrapArgs {
     /// Keys at which an empty cluster is cut into regions, instead of --initial-regions; \xNN for other bytes
     #[arg(long, value_name = "KEYS", value_delimiter = ',')]
     pub initial_split_keys: Vec<Key>,
+
+    /// Regions that leases begin in, cut evenly over the ids that servers draw; all but the last are beside those of the keys
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub initial_lease_regions: u32,
 }

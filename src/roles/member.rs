@@ -34,7 +34,9 @@ impl Begin {
     pub fn of(args: &BootstrapArgs, stores: Option<usize>) -> Result<Self, BootstrapError> {
         let replicas = bootstrap::replicas(args.replicas, stores)?;
         let (count, named) = (args.initial_regions, &args.initial_split_keys);
-        Ok(Self { replicas, cuts: bootstrap::split_keys(count, named, "initial-regions", "initial-split-keys")? })
+        let mut cuts = bootstrap::lease_cuts(args.initial_lease_regions);
+        cuts.extend(bootstrap::split_keys(count, named, "initial-regions", "initial-split-keys")?);
+        Ok(Self { replicas, cuts })
     }
 }
 
