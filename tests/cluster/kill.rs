@@ -16,7 +16,7 @@ const ROUND: u64 = 200;
 /// How long a paused process sleeps: longer than every lease and election.
 const PAUSE: Duration = Duration::from_secs(3);
 /// Counters of a store.
-const SNAPSHOTS: &str = "braid_raft_snapshots_received_total";
+pub const SNAPSHOTS: &str = "braid_raft_snapshots_received_total";
 const TRUNCATIONS: &str = "braid_raft_log_truncations_total";
 
 /// One prefix for each of eight regions that are cut evenly over printable ASCII.
@@ -41,7 +41,7 @@ async fn judge(writer: Writer) -> usize {
 }
 
 /// Sum of a counter's values on a process's metrics page.
-fn counted(metrics: &str, name: &str) -> Option<f64> {
+pub fn counted(metrics: &str, name: &str) -> Option<f64> {
     let (_, page) = http_get(metrics, "/metrics").ok()?;
     let lines = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
     Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
