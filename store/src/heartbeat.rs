@@ -113,6 +113,8 @@ impl Heartbeat {
         let regions = self.regions.all().len() as u32;
         metrics::gauge!("braid_store_regions").set(f64::from(regions));
         metrics::gauge!("braid_store_leaders").set(leaders as f64);
+        let leases: usize = self.regions.all().iter().map(|region| region.leases()).sum();
+        metrics::gauge!("braid_store_leases").set(leases as f64);
         StoreStats {
             capacity_bytes,
             available_bytes,

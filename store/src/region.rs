@@ -150,6 +150,11 @@ impl RegionPeer {
         Some((pipeline.leading()?, pipeline.frontier(heard), pipeline.has_locks()))
     }
 
+    /// Leases whose records lie here, if it leads.
+    pub fn leases(&self) -> usize {
+        self.pipeline.lock().leases().len()
+    }
+
     /// See [`Pipeline::not_leader`].
     pub fn not_leader(&self) -> Refusal {
         self.pipeline.lock().not_leader()
