@@ -90,9 +90,9 @@ impl Publisher {
 
     /// Asks what the newest revision is; a round follows. A bound is at least as new as anything that was given before
     /// it was asked for.
-    fn hear_and_kick(self: &Arc<Self>) {
-        let heard = Arc::clone(self);
-        self.numbers.request(0, Box::new(move |_| heard.kick()));
+    fn hear(self: &Arc<Self>) {
+        let publisher = Arc::clone(self);
+        self.numbers.request(0, Box::new(move |_| publisher.applied()));
     }
 
     /// A proxy begins to listen.
@@ -152,9 +152,9 @@ impl Following {
 fn wake(publisher: &Arc<Publisher>, feed: &Arc<Feed>, revision: i64) {
     feed.nudged.fetch_max(revision, Ordering::SeqCst);
     if publisher.numbers.heard().1 >= revision {
-        return publisher.kick();
+        return publisher.applied();
     }
-    publisher.hear_and_kick();
+    publisher.hear();
 }
 
 fn follow(publisher: &Publisher, feed: &Arc<Feed>, order: FollowOrder) -> Result<(), BadOrder> {

@@ -84,8 +84,8 @@ pub async fn run(publisher: Arc<Publisher>, mut stop: watch::Receiver<bool>) {
 }
 
 impl Publisher {
-    /// Everything that an entry of a region did is queued, and its pipeline knows. Says how far that is, at once if that
-    /// costs little: what was queued leaves together with the frontier that covers it.
+    /// Everything that an entry of a region did is queued, and its pipeline knows; or more has been heard of. Says how far
+    /// that is, at once if that costs little: what was queued leaves together with the frontier that covers it.
     pub fn applied(self: &Arc<Self>) {
         match self.rounds.try_lock() {
             Some(mut rounds) if rounds.regions <= PROMPT_REGIONS_MAX => self.round(&mut rounds, false),
@@ -168,7 +168,7 @@ impl Publisher {
         if unheard > heard && (all || rounds.asked_for < unheard) {
             // A part of a transaction over several regions, numbered by another store: this one has not heard of it.
             rounds.asked_for = unheard;
-            self.hear_and_kick();
+            self.hear();
         }
     }
 
