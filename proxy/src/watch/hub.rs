@@ -29,7 +29,6 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 
 use super::merge::{Effect, Limits, Merge, Tile, Trouble};
 use super::upstream::{self, Link, Listener};
@@ -40,9 +39,6 @@ use super::{Receiver, Source, SubscriptionId, Wanted};
 const PLACING_MAX: usize = 1_024;
 /// How long one attempt to place a piece may wait for placement.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How old the answer to a stream may be that asks where it hears nothing.
-const SILENCE_AGE: Duration = Duration::from_millis(250);
 
 /// Where watches come from.
 pub struct Hub {
@@ -64,8 +60,6 @@ struct State {
     links: HashMap<StoreId, Link>,
     pauses: HashMap<StoreId, Pause>,
     waiters: HashMap<SubscriptionId, Vec<(i64, oneshot::Sender<()>)>>,
-    /// What [`Merge::silent`] has said, and when.
-    silent: Option<(Instant, HashMap<u64, Vec<Bytes>>)>,
 }
 
 /// What the placer does.
@@ -90,7 +84,6 @@ impl Hub {
             links: HashMap::new(),
             pauses: HashMap::new(),
             waiters: HashMap::new(),
-            silent: None,
         };
         let gauges = Gauges {
             groups: metrics::gauge!("braid_proxy_watch_groups"),
@@ -321,18 +314,7 @@ impl Source for Hub {
     }
 
     fn silent(&self, ids: &[SubscriptionId]) -> HashSet<Bytes> {
-        let mut state = self.state.lock();
-        let State { merge, silent, .. } = &mut *state;
-        // All streams ask from time to time, and most often nothing is silent.
-        let (_, groups) = match silent {
-            Some(known) if known.0.elapsed() < SILENCE_AGE => known,
-            stale => stale.insert((Instant::now(), merge.silent())),
-        };
-        if groups.is_empty() {
-            return HashSet::new();
-        }
-        let places = ids.iter().filter_map(|id| groups.get(&merge.group_of(*id)?)).flatten();
-        places.cloned().collect()
+        self.state.lock().merge.silent(ids)
     }
 }
 

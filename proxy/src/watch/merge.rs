@@ -25,7 +25,7 @@
 pub mod group;
 pub mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use braid_proto::id::{RegionId, StoreId};
@@ -159,6 +159,8 @@ pub struct Merge {
     /// Pieces by their present names: group and first key.
     pieces: HashMap<u64, (u64, Bytes)>,
     streams: HashMap<StoreId, Stream>,
+    /// Groups with pieces that nobody tells about.
+    silent: HashSet<u64>,
     effects: Vec<Effect>,
     next_id: u64,
     waiting_events: usize,
@@ -192,6 +194,7 @@ impl Merge {
             homes: HashMap::new(),
             pieces: HashMap::new(),
             streams: HashMap::new(),
+            silent: HashSet::new(),
             effects: Vec::new(),
             next_id: 1,
             waiting_events: 0,
@@ -265,21 +268,17 @@ impl Merge {
         }
     }
 
-    /// The groups that hear nothing in some places, with the first keys of these. Costs by the number of groups.
-    pub fn silent(&self) -> HashMap<u64, Vec<Bytes>> {
-        let silent = self.groups.iter().map(|(name, group)| {
-            let places: Vec<Bytes> = group.silent().map(|piece| piece.range.start.clone()).collect();
-            (*name, places)
-        });
-        silent.filter(|(_, places)| !places.is_empty()).collect()
-    }
-
-    /// The group of a subscription, unless it is parked.
-    pub fn group_of(&self, id: SubscriptionId) -> Option<u64> {
-        match self.homes.get(&id)? {
-            Home::Group(name) => Some(*name),
-            Home::Parked(_) => None,
+    /// Where these subscriptions hear nothing, because nobody tells about a piece: the first keys of such pieces.
+    pub fn silent(&self, ids: &[SubscriptionId]) -> HashSet<Bytes> {
+        if self.silent.is_empty() {
+            return HashSet::new();
         }
+        let group = |id: &SubscriptionId| match self.homes.get(id)? {
+            Home::Group(name) if self.silent.contains(name) => self.groups.get(name),
+            _ => None,
+        };
+        let pieces = ids.iter().filter_map(group).flat_map(Group::silent);
+        pieces.map(|piece| piece.range.start.clone()).collect()
     }
 
     /// Up to where the receiver of `id` has taken everything; `None`: there is no such subscription.
@@ -354,6 +353,7 @@ impl Merge {
             pieces.push(Piece { id, range, frontier, attempt, place: Place::Asked { store, region } });
         }
         group.retile(index, pieces);
+        self.note_silence(name);
     }
 
     /// Nobody could say where a piece is to be followed.
@@ -377,6 +377,8 @@ impl Merge {
             piece.place = Place::Joined { store, region, since };
             piece.frontier = piece.frontier.max(frontier);
         });
+        self.note_silence(name);
+        let Some(group) = self.groups.get(&name) else { return };
         if !group.is_hot() {
             return;
         }
@@ -494,6 +496,14 @@ impl Merge {
         }
     }
 
+    /// Keeps [`Merge::silent`] true after a change of a group's pieces.
+    fn note_silence(&mut self, name: u64) {
+        match self.groups.get(&name).is_some_and(Group::is_silent) {
+            true => self.silent.insert(name),
+            false => self.silent.remove(&name),
+        };
+    }
+
     fn find(&self, piece: u64) -> Option<(u64, usize)> {
         let (name, start) = self.pieces.get(&piece)?;
         Some((*name, self.groups.get(name)?.find(start, piece)?))
@@ -535,6 +545,7 @@ impl Merge {
             None => _ = self.shared.insert((range.clone(), prev_kv), name),
         }
         self.groups.insert(name, group);
+        self.note_silence(name);
         self.pieces.insert(piece, (name, range.start.clone()));
         self.effects.push(Effect::Place { piece, range, attempt: 0, trouble: Trouble::None });
         name
@@ -545,6 +556,7 @@ impl Merge {
             return;
         }
         let Some(group) = self.groups.remove(&name) else { return };
+        self.silent.remove(&name);
         self.waiting_events -= group.waiting_events;
         self.waiting_bytes -= group.waiting_bytes;
         for piece in group.pieces() {
@@ -572,6 +584,7 @@ impl Merge {
             (piece.id, piece.frontier, piece.attempt, piece.place) = (id, reached, attempt, Place::Nowhere);
         });
         let range = group.pieces()[index].range.clone();
+        self.note_silence(name);
         self.pieces.remove(&old);
         self.pieces.insert(id, (name, range.start.clone()));
         self.effects.push(Effect::Place { piece: id, range, attempt, trouble });

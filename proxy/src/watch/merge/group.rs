@@ -253,6 +253,11 @@ impl Group {
         }
     }
 
+    /// Whether nobody tells about some piece.
+    pub fn is_silent(&self) -> bool {
+        self.silent > 0
+    }
+
     /// The pieces that nobody tells about.
     pub fn silent(&self) -> impl Iterator<Item = &Piece> {
         let any = if self.silent > 0 { &self.pieces[..] } else { &[] };
