@@ -130,12 +130,7 @@ fn front(
 }
 
 /// Everything but KV and Lease.
-fn rest(
-    shared: &Arc<Shared>,
-    placement: Arc<PlacementClient>,
-    watch: WatchService,
-    recipes: Arc<Recipes>,
-) -> Router {
+fn rest(shared: &Arc<Shared>, placement: Arc<PlacementClient>, watch: WatchService, recipes: Arc<Recipes>) -> Router {
     let cluster = ClusterServer::new(ClusterService::new(Arc::clone(shared)));
     let routes = Routes::new(cluster)
         .add_service(MaintenanceServer::new(MaintenanceService::new(Arc::clone(shared))))
