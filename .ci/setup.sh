@@ -62,6 +62,8 @@ have g++ || missing="$missing g++"
     || missing="$missing libclang-common-14-dev"
 # The unchanged client that the tour and the tests drive braid with.
 [ -n "${ETCDCTL:-}" ] || have etcdctl || missing="$missing etcd-client"
+# The client of the examples makes its messages with it when it is built; braid itself does without.
+[ -n "${PROTOC:-}" ] || have protoc || missing="$missing protobuf-compiler libprotobuf-dev"
 
 if [ -n "$missing" ]; then
     install="apt-get install -y --no-install-recommends$missing"
