@@ -496,7 +496,8 @@ impl<R, W> Pipeline<R, W> {
             return Some(head);
         }
         let accesses: Vec<_> = spans.into_iter().map(|span| (span, attaching)).collect();
-        if !(attaching && self.locks.attaches(id)) && !self.locks.hinder(&accesses) {
+        let hindered = (attaching && self.locks.attaches(id)) || self.locks.hinder(&accesses);
+        if !hindered {
             return Some(head);
         }
         let Work::Lease { work, .. } = head.work else { unreachable!("only leases are evaluated here") };
