@@ -30,8 +30,9 @@ const TICK: Duration = Duration::from_millis(100);
 const REST: u32 = 8;
 /// Rounds shorter than this need no rest.
 const SHORT: Duration = Duration::from_micros(50);
-/// Rounds over no more regions are made on the thread that has applied something; others wait for their turn.
-const PROMPT_REGIONS_MAX: usize = 64;
+/// Rounds over no more regions and follows that read their past are made on the thread that has applied something; others
+/// wait for their turn.
+const PROMPT_WEIGHT_MAX: usize = 64;
 
 /// What rounds remember.
 #[derive(Default)]
@@ -40,8 +41,8 @@ pub struct Rounds {
     promised: HashMap<RegionId, i64>,
     /// Regions whose locks are looked into.
     looked_into: HashSet<RegionId>,
-    /// How many regions the last round looked at.
-    regions: usize,
+    /// How many regions, and follows that read their past, the last round looked at.
+    weight: usize,
     /// Newest revision of an event that this process had not heard of, and has asked the sequencer about.
     asked_for: i64,
 }
@@ -88,7 +89,7 @@ impl Publisher {
     /// that is, at once if that costs little: what was queued leaves together with the frontier that covers it.
     pub fn applied(self: &Arc<Self>) {
         match self.rounds.try_lock() {
-            Some(mut rounds) if rounds.regions <= PROMPT_REGIONS_MAX => self.round(&mut rounds, false),
+            Some(mut rounds) if rounds.weight <= PROMPT_WEIGHT_MAX => self.round(&mut rounds, false),
             _ => self.kick(),
         }
     }
@@ -104,7 +105,7 @@ impl Publisher {
         let compacted = self.numbers.compacted();
         let mut found = HashMap::new();
         let mut look_into = Vec::new();
-        let mut unheard = 0;
+        let (mut unheard, mut catching) = (0, 0);
         for feed in feeds {
             let (nudged, owed) = (feed.nudged.load(Ordering::SeqCst), feed.owed());
             unheard = owed.max(unheard);
@@ -127,6 +128,7 @@ impl Publisher {
                 }
             }
             let mut catching_up = Vec::new();
+            catching += follows.catching_up.len();
             follows.catching_up.retain(|id, follow| {
                 let progress = follow.progress.load(Ordering::SeqCst);
                 if progress < heard {
@@ -152,7 +154,7 @@ impl Publisher {
             feed.covered(reached);
             feed.flush();
         }
-        rounds.regions = found.len();
+        rounds.weight = found.len() + catching;
         let damaged: Vec<_> = found.values_mut().filter_map(|found| found.damaged.take()).collect();
         if all {
             let followed: HashSet<RegionId> = found.into_keys().collect();
