@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use braid_proto::etcd::etcdserverpb::kv_client::KvClient;
+use braid_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse};
 use bytes::Bytes;
 use tonic::transport::{Channel, Endpoint};
@@ -16,6 +17,9 @@ use tonic::{Code, ConnectError, Status};
 
 /// A client of the KV service over one connection.
 pub type Kv = KvClient<Channel>;
+
+/// A client of the lease service over one connection.
+pub type Leases = LeaseClient<Channel>;
 
 /// How long one TCP connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -152,7 +156,8 @@ pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     chain(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-fn unlimited(channel: Channel) -> Kv {
+/// A client of the KV service on a connection, for messages of any size.
+pub fn unlimited(channel: Channel) -> Kv {
     KvClient::new(channel).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
 }
 

@@ -152,6 +152,14 @@ fn etcd_binary(flag: &Path) -> anyhow::Result<Option<Binary>> {
     }
 }
 
+/// Flags with which an empty braid cluster begins with so many regions for leases.
+fn lease_region_flags(regions: u32) -> Vec<String> {
+    match regions {
+        1 => Vec::new(),
+        _ => vec!["--initial-lease-regions".into(), regions.to_string()],
+    }
+}
+
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }

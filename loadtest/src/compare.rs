@@ -33,12 +33,15 @@ pub mod table;
 pub struct Row {
     /// The workload.
     pub measure: Measure,
-    /// Its clients, or its watches; of the watch latencies the puts per second.
+    /// Its clients, or its watches; of the watch latencies and of expiry the puts per second.
     pub number: usize,
 }
 
 /// Watches of the rows that measure latencies.
 const LATENCY_WATCHES: usize = 10;
+
+/// Clients that put beside leases that expire.
+const EXPIRY_CLIENTS: usize = 64;
 
 impl Row {
     /// Clients or watches, and the rate.
@@ -47,6 +50,7 @@ impl Row {
             Measure::Watch(Scenario::Latency | Scenario::LatencyEverything) => {
                 (LATENCY_WATCHES, Some(self.number as f64))
             }
+            Measure::LeaseExpiry => (EXPIRY_CLIENTS, Some(self.number as f64)),
             _ => (self.number, None),
         }
     }

@@ -161,6 +161,19 @@ impl Picker {
         self.cut((self.own + self.space.count / 2 + 1) % self.space.count)
     }
 
+    /// The keys it picks from.
+    pub fn space(&self) -> &KeySpace {
+        &self.space
+    }
+
+    /// A key of this worker alone, beside the numbered ones: the `turn`-th of `turns`, which are spread evenly over the
+    /// key space. No numbered key is the same.
+    pub fn beside(&self, worker: usize, turn: u64, turns: u64) -> Bytes {
+        let step = u128::from(self.space.count) * u128::from(turn % turns) / u128::from(turns);
+        let number = (u128::from(self.own) + step) % u128::from(self.space.count);
+        format!("{}{number:0DIGITS$}/{worker}", self.space.prefix).into()
+    }
+
     /// The next value to write. Incompressible.
     pub fn value(&mut self) -> Bytes {
         let start = self.random.below(POOL_BYTES as u64) as usize;
@@ -230,6 +243,16 @@ mod tests {
         let mut picker = Picker::new(&space(1_000_000), Distribution::Sequential, 1, 0, 1);
         let keys: Vec<_> = (0..2 * PIECE_BYTES / 16).map(|_| picker.key()).collect();
         assert!(keys.windows(2).all(|pair| pair[0] < pair[1] && pair[1].len() == 16));
+    }
+
+    #[test]
+    fn keys_beside_the_numbered_ones_are_a_workers_own_and_spread() {
+        let pickers = [0, 1].map(|worker| Picker::new(&space(1_000), Distribution::Uniform, 1, worker, 2));
+        let keys: HashSet<_> =
+            (0..8).map(|i| (i % 2, i / 2)).map(|(w, turn)| pickers[w].beside(w, turn as u64, 4)).collect();
+        assert_eq!(keys.len(), 8);
+        assert!(keys.contains(&b"bench/0000000250/0"[..]) && keys.contains(&b"bench/0000000250/1"[..]), "{keys:?}");
+        assert_eq!(pickers[0].beside(0, 5, 4), pickers[0].beside(0, 1, 4));
     }
 
     #[test]

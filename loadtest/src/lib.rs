@@ -7,6 +7,7 @@
 //! | read a data set back | `verify` |
 //! | measure | `workload`, `runner`, `histogram`, `resources`, `report`; `compare` for two systems side by side |
 //! | measure watches | `watch`: events per second, latency, memory, catch-up, idle regions; `measure` names every row |
+//! | measure leases | `lease`: puts beside expiry, storms, memory; the other workloads with leases are in `workload` |
 //! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
 //! | compare a server with etcd's semantics | `model` (what must be answered), `differential` (random programs) |
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
@@ -26,6 +27,7 @@ pub mod final_state;
 pub mod histogram;
 pub mod history;
 pub mod keys;
+pub mod lease;
 pub mod linear;
 pub mod loader;
 pub mod measure;

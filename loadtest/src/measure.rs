@@ -1,5 +1,5 @@
 //! Everything that has a name in `run` and `compare`: operations that workers repeat (`workload`), watches (`watch`), and
-//! puts beside watches that never see any.
+//! puts beside watches that never see any, or beside leases that expire (`lease::expiry`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::Context;
 use indicatif::ProgressBar;
 
+use crate::lease::expiry;
 use crate::report::Report;
 use crate::runner::{self, Plan};
 use crate::watch::held::Held;
@@ -21,6 +22,8 @@ pub enum Measure {
     Operations(Workload),
     /// Puts, while `IDLE_WATCHES` watches look at keys that nobody writes.
     PutIdleWatchers,
+    /// Puts, while a lease with many keys expires every second.
+    LeaseExpiry,
     /// Watches.
     Watch(Scenario),
 }
@@ -29,7 +32,8 @@ pub enum Measure {
 pub const IDLE_WATCHES: usize = 10_000;
 
 impl Measure {
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 6] = [
+        (Self::LeaseExpiry, "lease-expiry"),
         (Self::PutIdleWatchers, "put-idle-watchers"),
         (Self::Watch(Scenario::Fanout), "watch-fanout"),
         (Self::Watch(Scenario::Keys), "watch-keys"),
@@ -40,6 +44,11 @@ impl Measure {
     /// Whether the keys must be there before it starts.
     pub fn reads(self) -> bool {
         matches!(self, Self::Operations(workload) if workload.reads())
+    }
+
+    /// Whether it only makes sense at a given rate.
+    pub fn needs_rate(self) -> bool {
+        matches!(self, Self::LeaseExpiry | Self::Watch(Scenario::Latency | Scenario::LatencyEverything))
     }
 
     /// Runs it as `plan` says; the plan's workload is of no account. Of watches there are as many as clients, in the
@@ -55,6 +64,7 @@ impl Measure {
                 held.finish().context("the idle watches")?;
                 Ok(Report { workload: self.to_string(), ..report })
             }
+            Self::LeaseExpiry => expiry::run(&Plan { workload: Workload::Put, ..plan.clone() }, &self.to_string(), bar),
             Self::Watch(scenario) => {
                 let watch = watch::Plan {
                     scenario,

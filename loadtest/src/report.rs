@@ -49,6 +49,20 @@ pub struct Report {
     /// Watches: operations are the events delivered, `clients` are the watches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watching: Option<Watching>,
+    /// Leases that expired meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expired: Option<Expired>,
+}
+
+/// What is said about leases that expire beside puts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Expired {
+    /// Leases, one a second; each was shown to end in time, with all its keys at one revision.
+    pub leases: u64,
+    /// Keys of all of them.
+    pub keys: u64,
+    /// The longest time from the end of a TTL until the news of it.
+    pub latest_ms: f64,
 }
 
 /// What is said about watches only.
@@ -87,6 +101,7 @@ impl Report {
             client_cpu_us_per_operation: per_operation(client_cpu),
             server_cpu_us_per_operation: server_cpu.map(per_operation),
             watching: None,
+            expired: None,
         }
     }
 
@@ -116,6 +131,12 @@ impl fmt::Display for Report {
                 writeln!(f, "checked         {puts_checked} puts: every watch saw its own once, in order")?;
             }
         }
+        if let Some(Expired { leases, keys, latest_ms }) = self.expired {
+            writeln!(
+                f,
+                "expired         {leases} leases with {keys} keys, none early, at most {latest_ms:.0} ms late"
+            )?;
+        }
         writeln!(f, "client CPU      {:.1} us per operation", self.client_cpu_us_per_operation)?;
         if let Some(cpu) = self.server_cpu_us_per_operation {
             writeln!(f, "server CPU      {cpu:.1} us per operation")?;
@@ -125,7 +146,7 @@ impl fmt::Display for Report {
         for (name, summary) in &self.kinds {
             writeln!(f, "{name:<13}{}", row(summary))?;
         }
-        if self.kinds.len() > 1 && self.watching.is_none() {
+        if self.kinds.len() > 1 && self.watching.is_none() && self.expired.is_none() {
             writeln!(f, "{:<13}{}", "all", row(&self.latency))?;
         }
         if let Some(lateness) = &self.lateness {

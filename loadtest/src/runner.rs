@@ -6,6 +6,8 @@
 //! 3. After the warm-up comes the window, in which operations count. CPU time is read at both its ends.
 //! 4. At the end each worker finishes its present operation. What takes too long is counted as unfinished, and is why no
 //!    operation needs a deadline (and a timer) of its own.
+//! 5. Then the workers look whether all is as it should be, and clean up. A broken promise, here or in an operation, fails
+//!    the run: there is no figure for wrong answers.
 //!
 //! Closed loop: a worker starts its next operation when the last one is done. Open loop (`rate`): a worker's operations
 //! have a schedule; latency counts from the scheduled start, so that a server that stalls for a second shows a second
@@ -26,7 +28,7 @@ use crate::histogram::Latencies;
 use crate::keys::{Distribution, KeySpace};
 use crate::report::Report;
 use crate::resources;
-use crate::workload::Workload;
+use crate::workload::{Common, Workload};
 
 mod worker;
 
@@ -85,6 +87,12 @@ impl Plan {
         Ok(())
     }
 
+    /// Seconds that leases last which nobody keeps alive: longer than the run with all that belongs to it.
+    pub fn lease_ttl(&self) -> i64 {
+        const SPARE: Duration = Duration::from_secs(60);
+        (self.warmup + self.duration + DRAIN + SPARE).as_secs().cast_signed()
+    }
+
     /// Connections and threads: more connections than workers, or threads than connections, would idle.
     pub fn layout(&self) -> (usize, usize) {
         let connections = self.connections.clamp(1, self.clients);
@@ -97,12 +105,13 @@ pub fn run(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
     plan.check()?;
     let (connections, threads) = plan.layout();
     let done = Arc::new(AtomicU64::new(0));
+    let common = Arc::new(Common::new(plan.lease_ttl()));
     let (go, start) = watch::channel(None::<Clock>);
     let (ready, all_ready) = mpsc::sync_channel(threads);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|number| {
-                let share = Share { plan, number, threads, connections };
+                let share = Share { plan, number, threads, connections, common: &common };
                 let (start, ready, done) = (start.clone(), ready.clone(), Arc::clone(&done));
                 scope.spawn(move || share.run(start, ready, done))
             })
@@ -123,6 +132,10 @@ pub fn run(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
             }
         }
         let Observed { client_cpu, server_cpu, .. } = measured?;
+        if let Some(first) = sum.wrong.first() {
+            let more = if sum.wrong.len() > 1 { format!(", and {} more", sum.wrong.len() - 1) } else { String::new() };
+            anyhow::bail!("{first}{more}");
+        }
         Ok(Report::new(plan, sum, client_cpu, server_cpu))
     })
 }

@@ -6,15 +6,19 @@
 use std::fmt;
 use std::str::FromStr;
 
-use tonic::Status;
-
-use crate::client::Kv;
 use crate::keys::Picker;
 
+pub mod client;
 pub mod get;
+pub mod lease_churn;
+pub mod lease_keepalive;
+pub mod lock;
 pub mod mixed;
 pub mod put;
 pub mod txn;
+
+pub use client::{Client, Common, Trouble};
+use lock::Recipe;
 
 /// The workloads by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,16 +35,28 @@ pub enum Workload {
     TxnSpread,
     /// Seven linearizable gets, two puts and one transaction in ten operations.
     Mixed,
+    /// Keep-alives, each worker with a lease and a stream of its own.
+    LeaseKeepAlive,
+    /// Grant, put with the lease, revoke.
+    LeaseChurn,
+    /// Lock and unlock one name, by the recipe of etcd's clients.
+    Lock,
+    /// The same, by the server's recipe.
+    LockService,
 }
 
 impl Workload {
-    const NAMES: [(Self, &'static str); 6] = [
+    const NAMES: [(Self, &'static str); 10] = [
         (Self::Put, "put"),
         (Self::Get, "get"),
         (Self::GetSerializable, "get-serializable"),
         (Self::Txn, "txn"),
         (Self::TxnSpread, "txn-spread"),
         (Self::Mixed, "mixed"),
+        (Self::LeaseKeepAlive, "lease-keepalive"),
+        (Self::LeaseChurn, "lease-churn"),
+        (Self::Lock, "lock"),
+        (Self::LockService, "lock-service"),
     ];
 
     /// Whether the keys must be there before it starts.
@@ -83,11 +99,18 @@ pub enum Kind {
     Txn,
     /// A transaction whose comparison did not hold.
     TxnConflict,
+    /// A keep-alive.
+    KeepAlive,
+    /// A grant, a put with the lease and a revoke.
+    LeaseCycle,
+    /// A lock that was waited for, taken and given back.
+    Lock,
 }
 
 impl Kind {
     /// All of them, in order of their number.
-    pub const ALL: [Self; 4] = [Self::Put, Self::Get, Self::Txn, Self::TxnConflict];
+    pub const ALL: [Self; 7] =
+        [Self::Put, Self::Get, Self::Txn, Self::TxnConflict, Self::KeepAlive, Self::LeaseCycle, Self::Lock];
 
     /// Its name in a report.
     pub fn name(self) -> &'static str {
@@ -96,6 +119,9 @@ impl Kind {
             Self::Get => "get",
             Self::Txn => "txn",
             Self::TxnConflict => "txn-conflict",
+            Self::KeepAlive => "keep-alive",
+            Self::LeaseCycle => "lease-cycle",
+            Self::Lock => "lock",
         }
     }
 }
@@ -103,10 +129,15 @@ impl Kind {
 /// One worker's stream of operations. Lives on one thread.
 pub trait Driver {
     /// Done once before the clock starts.
-    fn prepare(&mut self, kv: &mut Kv) -> impl Future<Output = Result<(), Status>>;
+    fn prepare(&mut self, client: &mut Client) -> impl Future<Output = Result<(), Trouble>>;
 
     /// Does the next operation.
-    fn operation(&mut self, kv: &mut Kv) -> impl Future<Output = Result<Kind, Status>>;
+    fn operation(&mut self, client: &mut Client) -> impl Future<Output = Result<Kind, Trouble>>;
+
+    /// Looks, when the run is over, whether all is as the operations left it, and cleans up.
+    fn finish(&mut self, _: &mut Client) -> impl Future<Output = Result<(), Trouble>> {
+        async { Ok(()) }
+    }
 }
 
 /// A driver of any workload, so that the runner has one type to run.
@@ -119,6 +150,12 @@ pub enum AnyDriver {
     Txn(txn::Txn),
     /// See `mixed`.
     Mixed(mixed::Mixed),
+    /// See `lease_keepalive`.
+    LeaseKeepAlive(lease_keepalive::LeaseKeepAlive),
+    /// See `lease_churn`.
+    LeaseChurn(lease_churn::LeaseChurn),
+    /// See `lock`.
+    Lock(lock::Lock),
 }
 
 impl AnyDriver {
@@ -131,26 +168,48 @@ impl AnyDriver {
             Workload::Txn => Self::Txn(txn::Txn::new(picker)),
             Workload::TxnSpread => Self::Txn(txn::Txn::spread(picker)),
             Workload::Mixed => Self::Mixed(mixed::Mixed::new(picker)),
+            Workload::LeaseKeepAlive => Self::LeaseKeepAlive(lease_keepalive::LeaseKeepAlive::new(picker)),
+            Workload::LeaseChurn => Self::LeaseChurn(lease_churn::LeaseChurn::new(picker)),
+            Workload::Lock => Self::Lock(lock::Lock::new(&picker, Recipe::Client)),
+            Workload::LockService => Self::Lock(lock::Lock::new(&picker, Recipe::Server)),
         }
     }
 }
 
 impl Driver for AnyDriver {
-    async fn prepare(&mut self, kv: &mut Kv) -> Result<(), Status> {
+    async fn prepare(&mut self, client: &mut Client) -> Result<(), Trouble> {
         match self {
-            Self::Put(driver) => driver.prepare(kv).await,
-            Self::Get(driver) => driver.prepare(kv).await,
-            Self::Txn(driver) => driver.prepare(kv).await,
-            Self::Mixed(driver) => driver.prepare(kv).await,
+            Self::Put(driver) => driver.prepare(client).await,
+            Self::Get(driver) => driver.prepare(client).await,
+            Self::Txn(driver) => driver.prepare(client).await,
+            Self::Mixed(driver) => driver.prepare(client).await,
+            Self::LeaseKeepAlive(driver) => driver.prepare(client).await,
+            Self::LeaseChurn(driver) => driver.prepare(client).await,
+            Self::Lock(driver) => driver.prepare(client).await,
         }
     }
 
-    async fn operation(&mut self, kv: &mut Kv) -> Result<Kind, Status> {
+    async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
         match self {
-            Self::Put(driver) => driver.operation(kv).await,
-            Self::Get(driver) => driver.operation(kv).await,
-            Self::Txn(driver) => driver.operation(kv).await,
-            Self::Mixed(driver) => driver.operation(kv).await,
+            Self::Put(driver) => driver.operation(client).await,
+            Self::Get(driver) => driver.operation(client).await,
+            Self::Txn(driver) => driver.operation(client).await,
+            Self::Mixed(driver) => driver.operation(client).await,
+            Self::LeaseKeepAlive(driver) => driver.operation(client).await,
+            Self::LeaseChurn(driver) => driver.operation(client).await,
+            Self::Lock(driver) => driver.operation(client).await,
+        }
+    }
+
+    async fn finish(&mut self, client: &mut Client) -> Result<(), Trouble> {
+        match self {
+            Self::Put(driver) => driver.finish(client).await,
+            Self::Get(driver) => driver.finish(client).await,
+            Self::Txn(driver) => driver.finish(client).await,
+            Self::Mixed(driver) => driver.finish(client).await,
+            Self::LeaseKeepAlive(driver) => driver.finish(client).await,
+            Self::LeaseChurn(driver) => driver.finish(client).await,
+            Self::Lock(driver) => driver.finish(client).await,
         }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::run::threads;
-use super::{WatchShape, etcd_binary};
+use super::{WatchShape, etcd_binary, lease_region_flags};
 use crate::cluster::{Binary, Setup, System, disk_folder};
 use crate::compare::{self, Options, Row, table};
 use crate::keys::KeySpace;
@@ -22,7 +22,7 @@ pub struct Compare {
     #[arg(long, value_name = "FILE", default_value = "auto")]
     etcd_bin: PathBuf,
     /// What to measure: workload:clients, separated by commas; watch-fanout and watch-keys take the number of watches,
-    /// watch-latency and watch-latency-everything the puts per second
+    /// watch-latency, watch-latency-everything and lease-expiry the puts per second
     #[arg(
         long,
         value_name = "ROW,..",
@@ -56,6 +56,9 @@ pub struct Compare {
     /// Regions of braid, cut evenly over the keys
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     braid_regions: u64,
+    /// Regions of braid that leases begin in
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    braid_lease_regions: u32,
     /// Disk quota of each member
     #[arg(long, value_name = "N", default_value_t = Setup::default().quota_bytes)]
     quota_backend_bytes: u64,
@@ -73,9 +76,11 @@ impl Compare {
         let keys = KeySpace { prefix: "bench/".into(), count: self.keys, value_bytes: self.value_bytes };
         keys.check()?;
         let setup = Setup { quota_bytes: self.quota_backend_bytes, ..Setup::default() };
+        let mut flags = keys.split_flags(self.braid_regions);
+        flags.extend(lease_region_flags(self.braid_lease_regions));
         let options = Options {
             binaries: [Binary::new(System::Braid, &self.braid_bin)?, etcd],
-            setups: [Setup { flags: keys.split_flags(self.braid_regions), ..setup.clone() }, setup],
+            setups: [Setup { flags, ..setup.clone() }, setup],
             rows: self.rows,
             rounds: self.rounds.into(),
             duration: Duration::try_from_secs_f64(self.seconds).context("--seconds")?,

@@ -10,7 +10,6 @@ use crate::measure::Measure;
 use crate::progress;
 use crate::runner::Plan;
 use crate::session::{Policy, Pool};
-use crate::watch::Scenario;
 use crate::workload::Workload;
 
 /// Flags of `run`.
@@ -20,7 +19,9 @@ pub struct Run {
     endpoints: Endpoints,
     /// put, get, get-serializable, txn (compare the worker's own key, put it), txn-spread, mixed, put-idle-watchers,
     /// watch-fanout (all watch one prefix), watch-keys (each its own key), watch-latency (a sixteenth of the keys) or
-    /// watch-latency-everything; the last two need --rate
+    /// watch-latency-everything; lease-keepalive, lease-churn (grant, put, revoke), lock (the clients' recipe),
+    /// lock-service (the server's), lease-expiry (puts, with and without a lease of 1,000 keys expiring every second).
+    /// watch-latency, watch-latency-everything and lease-expiry need --rate
     #[arg(long, value_name = "NAME")]
     workload: Measure,
     /// Workers, each with one operation in flight; watches, if these are measured
@@ -71,8 +72,7 @@ impl Run {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let (output, measure, shape) = (self.output, self.workload, self.shape.change());
         let plan = self.plan()?;
-        let latency = matches!(measure, Measure::Watch(Scenario::Latency | Scenario::LatencyEverything));
-        anyhow::ensure!(!latency || plan.rate.is_some(), "{measure} needs --rate: puts per second");
+        anyhow::ensure!(!measure.needs_rate() || plan.rate.is_some(), "{measure} needs --rate: puts per second");
         block_on(fill_if_absent(measure, &plan))?;
         let bar = progress::timing(&measure.to_string(), plan.duration);
         let report = measure.run(&plan, shape, &bar)?;

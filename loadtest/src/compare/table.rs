@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Medians, Outcome, Ratio, RowOutcome, errors, median};
+use crate::histogram::Summary;
 use crate::measure::IDLE_WATCHES;
 use crate::report::Report;
 use crate::watch;
@@ -35,6 +36,7 @@ pub fn markdown(outcome: &Outcome) -> String {
     footprint("disk after loading", sides.map(|side| side.loaded.disk_bytes));
     footprint("disk at the end", sides.map(|side| side.end.disk_bytes));
     about_watches(&mut text, outcome);
+    about_expiry(&mut text, outcome);
     notes(&mut text, outcome);
     text
 }
@@ -83,6 +85,38 @@ fn about_watches(text: &mut String, outcome: &Outcome) {
                     ),
                 );
             }
+        }
+    }
+}
+
+/// What puts feel of leases that expire.
+fn about_expiry(text: &mut String, outcome: &Outcome) {
+    for row in &outcome.rows {
+        for (number, side) in outcome.sides.iter().enumerate() {
+            let expired = row.rounds.iter().filter_map(|round| round[number].expired);
+            let (leases, keys, latest) = expired.fold((0, 0, 0.0_f64), |(leases, keys, latest), one| {
+                (leases + one.leases, keys + one.keys, latest.max(one.latest_ms))
+            });
+            if leases == 0 {
+                continue;
+            }
+            let figures = |figure: fn(&Summary) -> f64| {
+                let of = |kind| move |round: &[Report; 2]| round[number].kinds.get(kind).map_or(f64::NAN, figure);
+                let [with, without] = ["put", "put-without"].map(|kind| row.rounds.iter().map(of(kind)));
+                let Ratio { median: middle, min, max } =
+                    Ratio::of(with.clone().zip(without.clone()).map(|(with, without)| with / without).collect());
+                let [with, without] = [with.collect(), without.collect()].map(|all| median(all) / 1e3);
+                format!("{with:.2} ms, without {without:.2} ms: {middle:.2} ({min:.2}..{max:.2})")
+            };
+            let (p50, p99) = (figures(|puts| puts.p50_us), figures(|puts| puts.p99_us));
+            push(
+                text,
+                format_args!(
+                    "\n{} on {}: {leases} leases with {keys} keys expired, at most {latest:.0} ms late\n\
+                     - p50 of puts beside them {p50}\n- p99 of puts beside them {p99}",
+                    row.row, side.name
+                ),
+            );
         }
     }
 }

@@ -23,6 +23,7 @@ fn report(operations_per_second: f64, p50_us: f64) -> Report {
         client_cpu_us_per_operation: 10.0,
         server_cpu_us_per_operation: Some(100.0),
         watching: None,
+        expired: None,
     }
 }
 

@@ -8,16 +8,17 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures::future::{join_all, try_join_all};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tonic::Status;
 
 use super::{ByKind, DRAIN, Plan};
-use crate::client::Kv;
+use crate::client::unlimited;
 use crate::histogram::Latencies;
 use crate::keys::Picker;
-use crate::workload::{AnyDriver, Driver, Kind};
+use crate::workload::{AnyDriver, Client, Common, Driver, Kind, Trouble};
 
 /// After an error a worker waits this long, so that an endpoint that refuses everything is not flooded.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
@@ -62,6 +63,8 @@ pub struct Measured {
     pub lateness: Latencies,
     /// Workers that were still busy when the run was given up.
     pub unfinished: u64,
+    /// Promises that were broken.
+    pub wrong: Vec<String>,
     /// Operations since the progress counter was brought up to date.
     unpublished: u64,
 }
@@ -76,14 +79,16 @@ impl Measured {
         }
         self.lateness.merge(&other.lateness);
         self.unfinished += other.unfinished;
+        self.wrong.extend(other.wrong);
     }
 
-    fn record(&mut self, outcome: &Result<Kind, Status>, latency: Duration) {
+    /// Notes how an operation ended. One that does not count leaves a trace only if a promise was broken.
+    fn record(&mut self, outcome: Result<Kind, Trouble>, latency: Duration, counts: bool) {
         match outcome {
-            Ok(kind) => self.latencies[*kind as usize].record(latency),
-            Err(status) => {
-                *self.errors.entry(format!("{:?}: {}", status.code(), status.message())).or_default() += 1;
-            }
+            Ok(kind) if counts => self.latencies[kind as usize].record(latency),
+            Err(Trouble::Failed(status)) if counts => *self.errors.entry(named(&status)).or_default() += 1,
+            Err(Trouble::Wrong(what)) => self.wrong.push(what),
+            _ => {}
         }
     }
 
@@ -97,6 +102,10 @@ impl Measured {
     }
 }
 
+fn named(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
 /// One thread's part of a plan: every connection, and every worker on it, whose number modulo the threads is its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Share<'a> {
@@ -108,6 +117,8 @@ pub struct Share<'a> {
     pub threads: usize,
     /// Number of connections of the plan.
     pub connections: usize,
+    /// What all workers share.
+    pub common: &'a Arc<Common>,
 }
 
 impl Share<'_> {
@@ -140,28 +151,37 @@ impl Share<'_> {
         for worker in workers {
             tasks.spawn_local(worker.run(clock, Rc::clone(&measured), Arc::clone(&done)));
         }
+        let mut workers = Vec::new();
         let all = async {
-            while tasks.join_next().await.transpose().context("a worker panicked")?.is_some() {}
-            Ok(())
+            while let Some(worker) = tasks.join_next().await {
+                workers.push(worker.context("a worker panicked")?);
+            }
+            anyhow::Ok(())
         };
-        match timeout_at((clock.end + DRAIN).into(), all).await {
-            Ok(ended) => ended.map(|()| measured.take()),
-            Err(_) => Ok(Measured { unfinished: tasks.len() as u64, ..measured.take() }),
+        let unfinished = match timeout_at((clock.end + DRAIN).into(), all).await {
+            Ok(ended) => ended.map(|()| 0)?,
+            Err(_) => tasks.len() as u64,
+        };
+        let finished = timeout(DRAIN, join_all(workers.iter_mut().map(Worker::finish))).await;
+        let mut measured = measured.take();
+        measured.unfinished = unfinished;
+        for trouble in finished.context("the workers did not come to an end")?.into_iter().filter_map(Result::err) {
+            measured.record(Err(trouble), Duration::ZERO, true);
         }
+        Ok(measured)
     }
 
     async fn prepare(&self) -> anyhow::Result<Vec<Worker>> {
         let mut workers = Vec::new();
         for connection in (self.number..self.connections).step_by(self.threads) {
             let address = &self.plan.endpoints[connection % self.plan.endpoints.len()];
-            let kv = address.connect().await?;
+            let channel = address.channel().await?;
             for number in (connection..self.plan.clients).step_by(self.connections) {
-                let mut worker = Worker::new(self.plan, number, kv.clone());
-                let prepared = worker.driver.prepare(&mut worker.kv).await;
-                prepared.map_err(|status| anyhow::anyhow!("{address}: {} ({:?})", status.message(), status.code()))?;
-                workers.push(worker);
+                let (kv, common) = (unlimited(channel.clone()), Arc::clone(self.common));
+                workers.push(Worker::new(self.plan, number, Client::new(channel.clone(), kv, number, common)));
             }
         }
+        try_join_all(workers.iter_mut().map(Worker::prepare)).await?;
         Ok(workers)
     }
 }
@@ -188,45 +208,60 @@ impl Schedule {
 
 struct Worker {
     driver: AnyDriver,
-    kv: Kv,
+    client: Client,
     schedule: Option<Schedule>,
 }
 
 impl Worker {
-    fn new(plan: &Plan, number: usize, kv: Kv) -> Self {
+    fn new(plan: &Plan, number: usize, client: Client) -> Self {
         let picker = Picker::new(&plan.keys, plan.distribution, plan.seed, number, plan.clients);
         let schedule = plan.rate.map(|rate| Schedule::new(rate, number, plan.clients));
-        Self { driver: AnyDriver::new(plan.workload, picker), kv, schedule }
+        Self { driver: AnyDriver::new(plan.workload, picker), client, schedule }
     }
 
-    async fn run(self, clock: Clock, measured: Rc<RefCell<Measured>>, done: Arc<AtomicU64>) {
+    async fn prepare(&mut self) -> anyhow::Result<()> {
+        let prepared = self.driver.prepare(&mut self.client).await;
+        prepared.map_err(|trouble| match trouble {
+            Trouble::Failed(status) => anyhow::anyhow!("worker {}: {}", self.client.number, named(&status)),
+            Trouble::Wrong(what) => anyhow::anyhow!(what),
+        })
+    }
+
+    async fn finish(&mut self) -> Result<(), Trouble> {
+        self.driver.finish(&mut self.client).await
+    }
+
+    /// Works until the end, and gives itself back.
+    async fn run(mut self, clock: Clock, measured: Rc<RefCell<Measured>>, done: Arc<AtomicU64>) -> Self {
         match self.schedule {
             None => self.run_closed(clock, &measured, &done).await,
             Some(schedule) => self.run_open(schedule, clock, &measured, &done).await,
         }
+        self
     }
 
-    async fn run_closed(mut self, clock: Clock, measured: &RefCell<Measured>, done: &AtomicU64) {
+    async fn run_closed(&mut self, clock: Clock, measured: &RefCell<Measured>, done: &AtomicU64) {
         let mut start = Instant::now();
         while start < clock.end {
-            let outcome = self.driver.operation(&mut self.kv).await;
+            let outcome = self.driver.operation(&mut self.client).await;
             let end = Instant::now();
-            if clock.counts(end) {
+            let failed = outcome.is_err();
+            {
                 let mut measured = measured.borrow_mut();
-                measured.record(&outcome, end - start);
-                if outcome.is_ok() {
+                measured.record(outcome, end - start, clock.counts(end));
+                if !failed && clock.counts(end) {
                     measured.complete(done);
                 }
             }
             start = end;
-            if outcome.is_err() {
+            if failed {
                 sleep(PAUSE_AFTER_ERROR).await;
                 start = Instant::now();
             }
         }
     }
 
-    async fn run_open(mut self, schedule: Schedule, clock: Clock, measured: &RefCell<Measured>, done: &AtomicU64) {
+    async fn run_open(&mut self, schedule: Schedule, clock: Clock, measured: &RefCell<Measured>, done: &AtomicU64) {
         let mut scheduled = clock.start + schedule.offset;
         // Behind its schedule it goes on after the end, until it has done all of it or the run is given up.
         while scheduled < clock.end {
@@ -239,13 +274,12 @@ impl Worker {
                     measured.borrow_mut().lateness.record(start - scheduled);
                 }
             }
-            let outcome = self.driver.operation(&mut self.kv).await;
+            let outcome = self.driver.operation(&mut self.client).await;
             let end = Instant::now();
             let mut measured = measured.borrow_mut();
-            if clock.counts(scheduled) {
-                measured.record(&outcome, end - start);
-            }
-            if outcome.is_ok() && clock.counts(end) {
+            let succeeded = outcome.is_ok();
+            measured.record(outcome, end - start, clock.counts(scheduled));
+            if succeeded && clock.counts(end) {
                 measured.complete(done);
             }
             scheduled += schedule.interval;

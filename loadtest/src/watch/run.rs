@@ -96,5 +96,6 @@ fn report(
         client_cpu_us_per_operation: per_event(window.client_cpu),
         server_cpu_us_per_operation: window.server_cpu.map(per_event),
         watching: Some(watching),
+        expired: None,
     }
 }

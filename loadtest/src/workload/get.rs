@@ -3,8 +3,7 @@
 use braid_proto::etcd::etcdserverpb::RangeRequest;
 use tonic::Status;
 
-use super::{Driver, Kind};
-use crate::client::Kv;
+use super::{Client, Driver, Kind, Trouble};
 use crate::keys::Picker;
 
 /// Reads the next key, which must be there.
@@ -21,20 +20,20 @@ impl Get {
 }
 
 impl Driver for Get {
-    async fn prepare(&mut self, _: &mut Kv) -> Result<(), Status> {
+    async fn prepare(&mut self, _: &mut Client) -> Result<(), Trouble> {
         Ok(())
     }
 
-    async fn operation(&mut self, kv: &mut Kv) -> Result<Kind, Status> {
-        get(kv, &mut self.picker, self.serializable).await
+    async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
+        get(client, &mut self.picker, self.serializable).await
     }
 }
 
 /// One get. An absent key is an error: a server that finds nothing is fast.
-pub(super) async fn get(kv: &mut Kv, picker: &mut Picker, serializable: bool) -> Result<Kind, Status> {
-    let reply = kv.range(RangeRequest { key: picker.key(), serializable, ..RangeRequest::default() }).await?;
+pub(super) async fn get(client: &mut Client, picker: &mut Picker, serializable: bool) -> Result<Kind, Trouble> {
+    let reply = client.kv.range(RangeRequest { key: picker.key(), serializable, ..RangeRequest::default() }).await?;
     match reply.get_ref().kvs.len() {
         1 => Ok(Kind::Get),
-        _ => Err(Status::not_found("a key that was loaded is not there")),
+        _ => Err(Status::not_found("a key that was loaded is not there").into()),
     }
 }

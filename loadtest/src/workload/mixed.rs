@@ -2,11 +2,8 @@
 //!
 //! The puts may hit another worker's own key; its next transaction then meets a conflict, as it would in real use.
 
-use tonic::Status;
-
 use super::txn::Txn;
-use super::{Driver, Kind, get, put};
-use crate::client::Kv;
+use super::{Client, Driver, Kind, Trouble, get, put};
 use crate::keys::Picker;
 
 /// The mix.
@@ -22,15 +19,15 @@ impl Mixed {
 }
 
 impl Driver for Mixed {
-    async fn prepare(&mut self, kv: &mut Kv) -> Result<(), Status> {
-        self.txn.prepare(kv).await
+    async fn prepare(&mut self, client: &mut Client) -> Result<(), Trouble> {
+        self.txn.prepare(client).await
     }
 
-    async fn operation(&mut self, kv: &mut Kv) -> Result<Kind, Status> {
+    async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
         match self.txn.picker().below(10) {
-            0 => self.txn.operation(kv).await,
-            1 | 2 => put::put(kv, self.txn.picker()).await,
-            _ => get::get(kv, self.txn.picker(), false).await,
+            0 => self.txn.operation(client).await,
+            1 | 2 => put::put(client, self.txn.picker()).await,
+            _ => get::get(client, self.txn.picker(), false).await,
         }
     }
 }

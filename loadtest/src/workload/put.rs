@@ -1,10 +1,8 @@
 //! Puts.
 
 use braid_proto::etcd::etcdserverpb::PutRequest;
-use tonic::Status;
 
-use super::{Driver, Kind};
-use crate::client::Kv;
+use super::{Client, Driver, Kind, Trouble};
 use crate::keys::Picker;
 
 /// Puts a random value at the next key.
@@ -20,17 +18,17 @@ impl Put {
 }
 
 impl Driver for Put {
-    async fn prepare(&mut self, _: &mut Kv) -> Result<(), Status> {
+    async fn prepare(&mut self, _: &mut Client) -> Result<(), Trouble> {
         Ok(())
     }
 
-    async fn operation(&mut self, kv: &mut Kv) -> Result<Kind, Status> {
-        put(kv, &mut self.picker).await
+    async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
+        put(client, &mut self.picker).await
     }
 }
 
 /// One put.
-pub(super) async fn put(kv: &mut Kv, picker: &mut Picker) -> Result<Kind, Status> {
-    kv.put(PutRequest { key: picker.key(), value: picker.value(), ..PutRequest::default() }).await?;
+pub(super) async fn put(client: &mut Client, picker: &mut Picker) -> Result<Kind, Trouble> {
+    client.kv.put(PutRequest { key: picker.key(), value: picker.value(), ..PutRequest::default() }).await?;
     Ok(Kind::Put)
 }

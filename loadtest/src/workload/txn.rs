@@ -10,8 +10,7 @@ use braid_proto::etcd::etcdserverpb::response_op::Response;
 use braid_proto::etcd::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse};
 use tonic::Status;
 
-use super::{Driver, Kind};
-use crate::client::Kv;
+use super::{Client, Driver, Kind, Trouble};
 use crate::keys::Picker;
 
 /// Updates the worker's own key.
@@ -41,14 +40,14 @@ impl Txn {
 }
 
 impl Driver for Txn {
-    async fn prepare(&mut self, kv: &mut Kv) -> Result<(), Status> {
+    async fn prepare(&mut self, client: &mut Client) -> Result<(), Trouble> {
         let key = self.picker.own_key();
-        let reply = kv.range(RangeRequest { key, ..RangeRequest::default() }).await?;
+        let reply = client.kv.range(RangeRequest { key, ..RangeRequest::default() }).await?;
         self.mod_revision = reply.get_ref().kvs.first().map_or(0, |kv| kv.mod_revision);
         Ok(())
     }
 
-    async fn operation(&mut self, kv: &mut Kv) -> Result<Kind, Status> {
+    async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
         let key = self.picker.own_key();
         let compare = Compare {
             result: CompareResult::Equal.into(),
@@ -69,7 +68,7 @@ impl Driver for Txn {
             success,
             failure: vec![RequestOp { request: Some(Request::RequestRange(get)) }],
         };
-        let reply = kv.txn(request).await?.into_inner();
+        let reply = client.kv.txn(request).await?.into_inner();
         self.mod_revision = revision_after(&reply)?;
         Ok(if reply.succeeded { Kind::Txn } else { Kind::TxnConflict })
     }
