@@ -17,7 +17,7 @@ const ROUND: u64 = 200;
 const PAUSE: Duration = Duration::from_secs(3);
 /// Counters of a store.
 pub const SNAPSHOTS: &str = "braid_raft_snapshots_received_total";
-const TRUNCATIONS: &str = "braid_raft_log_truncations_total";
+pub const TRUNCATIONS: &str = "braid_raft_log_truncations_total";
 
 /// One prefix for each of eight regions that are cut evenly over printable ASCII.
 pub fn prefixes() -> Vec<String> {
