@@ -45,7 +45,8 @@ pub fn from_leader(message: &Message) -> bool {
     )
 }
 
-fn asks_for_vote(message: &Message) -> bool {
+/// Whether a message asks for a vote, or whether one would be given.
+pub fn asks_for_vote(message: &Message) -> bool {
     matches!(message.get_msg_type(), MessageType::MsgRequestVote | MessageType::MsgRequestPreVote)
 }
 
@@ -86,6 +87,11 @@ impl VoteGuard {
     /// The peer leads: it follows nobody, and what it promised before belongs to an older term.
     pub fn leads(&mut self) {
         self.followed = None;
+    }
+
+    /// The leader the peer follows, or followed last.
+    pub fn followed(&self) -> Option<Followed> {
+        self.followed
     }
 
     /// Whether the promise to the followed leader stands.

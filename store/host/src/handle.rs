@@ -65,6 +65,8 @@ pub(crate) struct PeerShared {
     /// Term in which a proposal was refused for want of room: nothing later of it may be accepted (rule O3).
     pub refused_term: AtomicU64,
     pub gone: AtomicBool,
+    /// Nothing happens to the peer until somebody wakes it. Written by the worker, for people and tests.
+    pub asleep: AtomicBool,
     pub post: Post,
 }
 
@@ -83,6 +85,7 @@ impl PeerHandle {
             down_peers: ArcSwap::default(),
             refused_term: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             post,
         }))
     }
@@ -210,6 +213,11 @@ impl PeerHandle {
         self.0.region_id
     }
 
+    /// Whether the peer costs nothing until somebody wakes it.
+    pub(crate) fn asleep(&self) -> bool {
+        self.0.asleep.load(Ordering::Acquire)
+    }
+
     fn gone(&self) -> bool {
         self.0.gone.load(Ordering::Acquire)
     }
@@ -248,11 +256,12 @@ impl fmt::Debug for PeerHandle {
         let view = self.0.view.load();
         write!(
             f,
-            "r{} p{} t{}{}",
+            "r{} p{} t{}{}{}",
             self.0.region_id,
             self.0.peer.id,
             view.term,
-            if view.leading { " leader" } else { "" }
+            if view.leading { " leader" } else { "" },
+            if self.asleep() { " asleep" } else { "" }
         )
     }
 }

@@ -77,9 +77,15 @@ impl LeaseBasis {
         ends[needed - 1].min(cap)
     }
 
-    /// Whether every voter's store supports the leader at `now`.
-    pub fn all_support(&self, now: Now) -> bool {
-        self.term != 0 && self.others.iter().all(|voter| voter.until() > now)
+    /// Whether the stores of a quorum support the leader's store at `now`, be the voters seen or not.
+    pub fn has_quorum(&self, now: Now) -> bool {
+        let support = self.others.iter().filter(|voter| voter.cell.held().until > now).count();
+        self.term != 0 && self.cap.is_none() && support >= self.others.len().div_ceil(2)
+    }
+
+    /// Whether every voter whose store supports this one at `now` was seen since that began.
+    pub fn all_seen(&self, now: Now) -> bool {
+        self.others.iter().all(|voter| voter.cell.held().until <= now || voter.until() > now)
     }
 
     /// Takes note of an answer. True: it made a difference, the basis is to be published.
@@ -141,12 +147,15 @@ mod tests {
         assert_eq!(basis.until(), Now(0));
         assert!(basis.saw(20, Seen { sent: at(1000), incarnation: 5 }));
         assert_eq!(basis.until(), at(1780));
-        assert!(!basis.all_support(at(1200)));
+        assert!(basis.has_quorum(at(1200)) && !basis.all_seen(at(1200)), "the third voter was not seen yet");
         assert!(basis.saw(30, Seen { sent: at(1150), incarnation: 6 }));
         assert_eq!(basis.until(), at(1880));
-        assert!(basis.all_support(at(1200)) && !basis.all_support(at(1790)));
+        assert!(basis.has_quorum(at(1200)) && basis.all_seen(at(1200)));
+        assert!(basis.has_quorum(at(1790)) && basis.all_seen(at(1790)), "a store that is gone need not be seen");
+        assert!(!basis.has_quorum(at(1880)));
         basis.cap = Some(at(1300));
         assert_eq!(basis.until(), at(1300));
+        assert!(!basis.has_quorum(at(1200)), "a split is under way");
         basis.term = 0;
         assert_eq!(basis.until(), Now(0));
     }

@@ -22,7 +22,7 @@ use raft::{Config, RawNode, ReadOnlyOption, Ready, StateRole};
 use crate::config::Timing;
 use crate::error::fatal;
 use crate::gc::Keep;
-use crate::guard::{Followed, VoteGuard, from_leader};
+use crate::guard::{Followed, VoteGuard, asks_for_vote, from_leader};
 use crate::handle::{PeerHandle, View};
 use crate::lease::{LeaseBasis, Seen, Voter};
 use crate::log::LogStore;
@@ -34,6 +34,7 @@ use crate::storage::{PeerStorage, SnapshotSlot};
 use crate::support::{Now, SupportTable};
 use crate::{Done, Outcome, RegionMachine};
 
+mod clock;
 mod command;
 mod ready;
 mod snapshot;
@@ -49,9 +50,6 @@ pub(crate) struct Env {
     pub keep: Keep,
     pub support: Arc<SupportTable>,
 }
-
-/// Ticks between two heartbeats of a leader that rests.
-const RESTING_TICKS: u64 = 20;
 
 /// A peer of this host.
 pub(crate) struct Peer {
@@ -90,8 +88,10 @@ pub(crate) struct Peer {
     failed_snapshot: Option<u64>,
     last_heard: Vec<(u64, Now)>,
     ticks: u64,
-    /// A leader that skips heartbeats, as of the last tick.
-    resting: bool,
+    /// Ticks since anything happened to it.
+    quiet_ticks: u64,
+    /// A leader that is to send heartbeats with the next tick.
+    greets: bool,
     ready: Option<Ready>,
 }
 
@@ -183,7 +183,8 @@ impl Peer {
             failed_snapshot: None,
             last_heard: Vec::new(),
             ticks: 0,
-            resting: false,
+            quiet_ticks: 0,
+            greets: false,
             ready: None,
         }
     }
@@ -273,6 +274,10 @@ impl Peer {
             return;
         }
         self.heard(from.id, &message, incarnation, now);
+        if asks_for_vote(&message) {
+            // Who asks a leader for its vote has not heard of it.
+            self.greet();
+        }
         let (term, leading) = (message.term, from_leader(&message));
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(region = self.region_id(), %error, "raft refused a message");
@@ -307,72 +312,6 @@ impl Peer {
     fn void_lease(&mut self) {
         self.lease = LeaseBasis::default();
         self.publish_lease();
-    }
-
-    /// A tick has passed.
-    pub fn tick(&mut self, now: Now, env: &Env) {
-        self.ticks += 1;
-        self.watch_transfer(true);
-        self.expire_snapshot(env);
-        if self.installing || !self.is_initialised() {
-            return;
-        }
-        if self.is_leader() {
-            let due = (self.ticks + self.region_id()).is_multiple_of(RESTING_TICKS);
-            if due {
-                self.report_down_peers(now, env);
-            }
-            let rests = self.rests(now);
-            let rested = std::mem::replace(&mut self.resting, rests);
-            if self.resting && !rested {
-                self.free_buffers();
-            }
-            if self.resting && !due {
-                return;
-            }
-            self.raw.tick();
-            self.retry();
-            return;
-        }
-        if !self.guard.may_campaign(now.0) {
-            return;
-        }
-        let promised = |host, incarnation| env.support.promised(host, incarnation, now);
-        // The clock runs up to the end but not past it: when support lapses, the rest of the random timeout is left.
-        if self.raw.raft.election_elapsed + 1 >= env.timing.election_ticks && self.guard.bound(promised) {
-            return;
-        }
-        self.raw.tick();
-    }
-
-    /// Whether the leader may skip heartbeats: everybody has everything and supports it. Any event ends this.
-    fn rests(&self, now: Now) -> bool {
-        let raft = &self.raw.raft;
-        let (last, committed) = (raft.raft_log.last_index(), raft.raft_log.committed);
-        let done = raft.prs().iter().all(|(_, pr)| pr.matched == last && pr.committed_index >= committed);
-        done && committed == last
-            && self.transfer.is_none()
-            && self.reads.is_empty()
-            && self.proposals.is_empty()
-            && self.lease.all_support(now)
-    }
-
-    fn free_buffers(&mut self) {
-        let applied = self.applied();
-        self.raw.mut_store().trim_cache(applied, true);
-        self.raw.raft.maybe_free_inflight_buffers();
-    }
-
-    fn report_down_peers(&mut self, now: Now, env: &Env) {
-        let silent = |peer: &u64| {
-            let heard = self.last_heard.iter().find(|(id, _)| id == peer).map_or(Now(0), |(_, heard)| *heard);
-            now.since(heard) >= env.timing.peer_down
-        };
-        let ids = self.peers.iter().map(|peer| peer.id).filter(|id| *id != self.peer_id());
-        let down: Vec<u64> = ids.filter(silent).collect();
-        if **self.handle.0.down_peers.load() != down {
-            self.handle.0.down_peers.store(Arc::new(down));
-        }
     }
 
     /// Publishes term, role and leader if they changed, and does what follows from it. Before anything is sent.

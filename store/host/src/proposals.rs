@@ -84,6 +84,12 @@ impl Proposals {
         self.pending.is_empty() && self.waiting.is_empty()
     }
 
+    /// Gives back room that is not needed now.
+    pub fn shrink(&mut self) {
+        self.pending.shrink_to_fit();
+        self.waiting.shrink_to_fit();
+    }
+
     /// Leadership is gone: what never reached the log certainly does not happen.
     pub fn drop_waiting(&mut self) {
         self.waiting_bytes = 0;

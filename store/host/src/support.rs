@@ -104,6 +104,17 @@ impl Held {
     }
 }
 
+/// How two hosts stand to each other at one moment: what the peers of a host that sleep rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The other host.
+    pub host: u64,
+    /// Its incarnation and the start of the gapless stretch, if its support is held.
+    pub held: Option<(u64, Now)>,
+    /// Which incarnation of it is promised support.
+    pub promised: Option<u64>,
+}
+
 /// The support held from one host, readable from any thread without a lock.
 #[derive(Debug, Default)]
 pub struct SupportCell {
@@ -174,6 +185,33 @@ impl SupportTable {
         self.known(host).map_or(0, |host| host.pair.lock().incarnation)
     }
 
+    /// How this host stands to every host it ever heard of or asked, in order of ids.
+    pub fn standings(&self, now: Now) -> Vec<Standing> {
+        let mut hosts: Vec<(u64, Arc<Host>)> = self.hosts.read().iter().map(|(id, host)| (*id, host.clone())).collect();
+        hosts.sort_unstable_by_key(|(id, _)| *id);
+        let standing = |(id, host): (u64, Arc<Host>)| {
+            let pair = host.pair.lock();
+            let held = host.cell.held();
+            Standing {
+                host: id,
+                held: (now < held.until).then_some((held.incarnation, held.since)),
+                promised: (now < pair.promised).then_some(pair.incarnation),
+            }
+        };
+        hosts.into_iter().map(standing).collect()
+    }
+
+    /// Whether support is held from `host` at `now`.
+    pub fn holds(&self, host: u64, now: Now) -> bool {
+        self.known(host).is_some_and(|host| now < host.cell.held().until)
+    }
+
+    /// When any other host was heard last; `Now(0)`: never. In between this host cannot tell a silent network from a
+    /// door of its own that is stuck.
+    pub fn heard(&self) -> Now {
+        self.hosts.read().values().map(|host| host.pair.lock().heard).max().unwrap_or_default()
+    }
+
     /// The requests that are due, at most one for each of `peers` (this host itself is skipped). Sending happens right
     /// after: `now` becomes the moment from which an answer counts.
     pub fn tick(&self, peers: impl Iterator<Item = u64>, now: Now) -> Vec<(u64, pb::Support)> {
@@ -189,6 +227,7 @@ impl SupportTable {
         if from_incarnation < pair.incarnation {
             return None;
         }
+        pair.heard = pair.heard.max(now);
         if from_incarnation > pair.incarnation {
             pair.incarnation = from_incarnation;
             pair.promised = Now(0);
@@ -248,6 +287,8 @@ struct Pair {
     incarnation: u64,
     /// End (exclusive) of the promise to that incarnation. Grows while the incarnation stays.
     promised: Now,
+    /// When it was heard last.
+    heard: Now,
     /// Newest request sent, 0: none.
     seq: u64,
     /// When it was sent.

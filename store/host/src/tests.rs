@@ -7,5 +7,6 @@ mod folders;
 mod kv;
 mod leases;
 mod net;
+mod sleep;
 mod snapshots;
 mod splits;

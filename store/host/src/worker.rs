@@ -27,15 +27,20 @@ use crate::mail::{Birth, Letter, Mail, MailBox, Note, Origin, Parcel};
 use crate::meta::RaftState;
 use crate::peer::{Effects, Peer};
 use crate::snapshot::{HelperTask, Permit};
-use crate::support::Now;
+use crate::support::{Now, Standing};
 
 mod births;
 mod outbox;
+mod patience;
+mod rounds;
 
 use births::EarlyVotes;
+use patience::Patience;
 
-/// Mail taken before raft gets to work on it.
+/// Notes, and pieces of mail, taken before raft gets to work on them.
 const DRAIN_MAX: usize = 1024;
+/// Raft messages likewise: one piece of mail may hold as many as a frame.
+const LETTERS_MAX: usize = 4096;
 /// Bytes of committed entries that may wait for the apply thread, over all regions.
 const APPLY_BYTES_MAX: usize = 64 << 20;
 
@@ -46,7 +51,21 @@ pub(crate) struct Worker {
     notes: Receiver<Note>,
     /// By region, ordered: equal input leaves equal output.
     peers: BTreeMap<u64, Peer>,
+    /// Peers that raft may want something for.
     dirty: BTreeSet<u64>,
+    /// Peers that are ticked; all others sleep.
+    awake: BTreeSet<u64>,
+    /// How this store stood to the others at the last tick: what sleepers rely on.
+    standings: Vec<Standing>,
+    patience: Patience,
+    ticks: u64,
+    /// The region that the patrol came to last.
+    patrolled: Option<u64>,
+    /// What the patrol owes, in peers times ticks.
+    patrol_due: u64,
+    /// Of this worker in metrics.
+    label: String,
+    next_tick: Instant,
     early_votes: EarlyVotes,
     /// Truncations that go with the next log write.
     compactions: Vec<(u64, u64)>,
@@ -58,6 +77,7 @@ impl Worker {
     pub fn new(index: usize, core: Arc<Core>, notes: Receiver<Note>) -> Self {
         let mail = Arc::clone(&core.posts[index].mail);
         let next_gc = Instant::now() + core.env.timing.log_gc;
+        let label = format!("{}-{index}", core.domain.as_str_name().to_lowercase());
         Self {
             index,
             core,
@@ -65,6 +85,14 @@ impl Worker {
             notes,
             peers: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            awake: BTreeSet::new(),
+            standings: Vec::new(),
+            patience: Patience::new(),
+            ticks: 0,
+            patrolled: None,
+            patrol_due: 0,
+            label,
+            next_tick: Instant::now(),
             early_votes: EarlyVotes::default(),
             compactions: Vec::new(),
             next_gc,
@@ -74,15 +102,14 @@ impl Worker {
 
     /// The thread's body.
     pub fn run(mut self) {
-        let mut next_tick = Instant::now();
         while !self.stopping {
-            // Work that is left over, after the most rounds in a row, only lets mail in.
-            self.wait(if self.dirty.is_empty() { next_tick } else { Instant::now() });
+            // Work that is left over when a tick is due only lets mail in.
+            self.wait(if self.dirty.is_empty() { self.next_tick } else { Instant::now() });
             self.drain();
             let now = Instant::now();
-            if now >= next_tick {
+            if now >= self.next_tick {
                 // After a stall there is one tick, not many: time that nobody saw must not start elections.
-                next_tick = now + self.core.env.timing.tick;
+                self.next_tick = now + self.core.env.timing.tick;
                 self.tick(now);
             }
             self.work();
@@ -95,7 +122,7 @@ impl Worker {
         let notes = self.notes.clone();
         select! {
             recv(notes) -> note => if let Ok(note) = note { self.on_note(note) },
-            recv(mail) -> mail => if let Ok(mail) = mail { self.on_mail(mail.open()) },
+            recv(mail) -> mail => if let Ok(mail) = mail { _ = self.on_mail(mail.open()) },
             default(until.saturating_duration_since(Instant::now())) => {}
         }
     }
@@ -107,18 +134,23 @@ impl Worker {
                 Err(_) => break,
             }
         }
+        let mut letters = 0;
         for _ in 0..DRAIN_MAX {
-            match self.mail.receiver().try_recv() {
-                Ok(mail) => self.on_mail(mail.open()),
-                Err(_) => break,
+            let Ok(mail) = self.mail.receiver().try_recv() else { break };
+            letters += self.on_mail(mail.open());
+            if letters >= LETTERS_MAX {
+                break;
             }
         }
     }
 
-    fn on_mail(&mut self, mail: Mail) {
+    /// Returns how many raft messages it held.
+    fn on_mail(&mut self, mail: Mail) -> usize {
         let now = Now::monotonic();
+        let mut count = 0;
         match mail {
             Mail::Messages { host, incarnation, letters } => {
+                count = letters.len();
                 for letter in letters.into_iter().filter(|letter| letter.from.store_id == host) {
                     self.on_letter(letter, incarnation, now);
                 }
@@ -133,7 +165,7 @@ impl Worker {
                 match self.peers.get_mut(&region) {
                     Some(peer) => {
                         peer.propose(term, data, done);
-                        self.dirty.insert(region);
+                        self.touch(region);
                     }
                     None => done(crate::Outcome::Dropped),
                 }
@@ -141,11 +173,12 @@ impl Worker {
             Mail::Command { region, command } => match self.peers.get_mut(&region) {
                 Some(peer) => {
                     peer.command(command, now, &self.core.env);
-                    self.dirty.insert(region);
+                    self.touch(region);
                 }
                 None => command.refuse("the region is not open here"),
             },
         }
+        count
     }
 
     /// A raft message.
@@ -159,7 +192,7 @@ impl Worker {
         }
         let Some(peer) = self.peers.get_mut(&region).filter(|peer| peer.peer_id() == letter.to.id) else { return };
         peer.step(letter.from, incarnation, letter.message, now, &self.core.env);
-        self.dirty.insert(region);
+        self.touch(region);
     }
 
     fn on_snapshot(&mut self, parcel: Parcel, now: Now) {
@@ -183,11 +216,11 @@ impl Worker {
                 return;
             }
         }
-        self.dirty.insert(id);
         if !peer.step_snapshot(parcel, now, &self.core.env) {
             self.core.table.lock().release(id);
             self.core.table_changed.notify_all();
         }
+        self.touch(id);
     }
 
     fn on_note(&mut self, note: Note) {
@@ -223,7 +256,7 @@ impl Worker {
             Note::GiveUp { region, term } => {
                 if let Some(peer) = self.peers.get_mut(&region) {
                     peer.give_up(term);
-                    self.dirty.insert(region);
+                    self.touch(region);
                 }
             }
             Note::Compact { region, peer, index } => {
@@ -235,7 +268,7 @@ impl Worker {
                 let env = &self.core.env;
                 if let Some(peer) = self.peers.get_mut(&region) {
                     peer.consider_gc(env, true);
-                    self.dirty.insert(region);
+                    self.touch(region);
                 }
             }
             Note::Stop => self.stopping = true,
@@ -244,34 +277,17 @@ impl Worker {
 
     /// The peer, if it is still the one that the note is about.
     fn live(&mut self, region: u64, peer: u64) -> Option<&mut Peer> {
-        let live = self.peers.get_mut(&region).filter(|live| live.peer_id() == peer)?;
-        self.dirty.insert(region);
-        Some(live)
+        if self.peers.get(&region)?.peer_id() != peer {
+            return None;
+        }
+        self.touch(region);
+        self.peers.get_mut(&region)
     }
 
-    fn tick(&mut self, at: Instant) {
-        let now = Now::monotonic();
-        if self.index == 0 {
-            self.core.ask_support(now);
-        }
-        let gc = at >= self.next_gc;
-        if gc {
-            self.next_gc = at + self.core.env.timing.log_gc;
-        }
-        for (region, peer) in &mut self.peers {
-            peer.tick(now, &self.core.env);
-            if gc {
-                peer.consider_gc(&self.core.env, false);
-            }
-            if peer.is_busy() {
-                self.dirty.insert(*region);
-            }
-        }
-    }
-
-    /// Does what raft wants until it wants nothing more.
+    /// Does what raft wants until it wants nothing more, or a tick is due: under load that never ends support must be
+    /// asked for all the same.
     fn work(&mut self) {
-        for _ in 0..64 {
+        loop {
             if self.dirty.is_empty() && self.compactions.is_empty() {
                 return;
             }
@@ -297,6 +313,9 @@ impl Worker {
             }
             self.send(&mut effects);
             self.hand_over(effects);
+            if Instant::now() >= self.next_tick {
+                return;
+            }
             // New mail goes first between rounds, so that its entries share the next fsync.
             if !self.dirty.is_empty() {
                 self.drain();

@@ -8,8 +8,9 @@ use std::time::Duration;
 use braid_proto::id::PeerId;
 use raft::eraftpb::MessageType;
 
-use super::cluster::{Cluster, eventually, region};
+use super::cluster::{Cluster, eventually, propose, region};
 use super::net::is;
+use crate::Outcome;
 use crate::support::Now;
 
 #[test]
@@ -117,10 +118,13 @@ fn support_alone_makes_no_lease_without_the_voters_having_been_seen() {
     eventually("the lease", || handle.lease(term).then_some(()));
     // All raft answers to the leader are lost, support goes on: followers stay, but nothing new counts.
     cluster.net.filter(Box::new(move |_, to, _| to != leader));
+    // While it wants nothing, support is all it needs; with something to commit it notices.
+    let outcome = propose(&handle, term, "lost", "v");
     eventually("the leader gives up for want of a quorum", || (!handle.is_leader(term)).then_some(()));
     assert!(!handle.lease(term));
     cluster.net.heal();
     cluster.put(1, "k", "v");
+    assert_ne!(outcome.recv().unwrap(), Outcome::Unknown);
     let (_, handle, term) = cluster.leader(1);
     eventually("a lease again", || handle.lease(term).then_some(()));
 }

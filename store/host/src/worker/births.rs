@@ -54,7 +54,7 @@ impl Worker {
             peer.campaign(now, &core.env);
         }
         self.peers.insert(region, peer);
-        self.dirty.insert(region);
+        self.touch(region);
         if let Some((letter, incarnation)) = self.early_votes.0.remove(&region) {
             self.on_letter(letter, incarnation, now);
         }
