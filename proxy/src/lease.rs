@@ -24,6 +24,7 @@ use braid_proto::etcd::etcdserverpb::{
 };
 use braid_proto::key::{KeyRange, TAG_LEASE};
 use braid_proto::pb::{LeaseStateRequest, LeaseStateResponse, RevokeLeaseRequest, region_request, region_response};
+use braid_store_client::bound;
 use braid_store_client::deadline::Patience;
 use braid_store_client::regions::{Ask, NoAnswer};
 use braid_store_client::retry::Kind;
@@ -85,7 +86,8 @@ impl Lease for LeaseService {
         let patience = self.shared.patience(request.metadata());
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let state = state(&self.shared, id, false, patience).await?;
-        let header = self.shared.header(state.revision);
+        // The lease's region has heard of what it took part in; others may have answered more (rule R5).
+        let header = self.shared.header(bound::take(&self.shared.numbers, patience).await?.revision);
         if state.granted_ttl == 0 {
             return Ok(Response::new(LeaseTimeToLiveResponse {
                 header,

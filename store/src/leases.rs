@@ -75,7 +75,7 @@ pub async fn keep(region: Arc<RegionPeer>, id: i64, epoch: RegionEpoch) -> Regio
                     Err(_) => return region.refuse_not_leader(),
                 }
             }
-            Err(refused) => return refused,
+            Err(refused) => return *refused,
         };
         let revision = region.shared().numbers.heard().1;
         let answer = region_response::Result::KeepLease(KeepLeaseResponse { ttl, revision });
@@ -101,7 +101,7 @@ pub async fn state(region: Arc<RegionPeer>, id: i64, at_once: bool, epoch: Regio
                 continue;
             }
             Ok((_, Seen::Clear)) => continue,
-            Err(refused) => return refused,
+            Err(refused) => return *refused,
         };
         let revision = region.shared().numbers.heard().1;
         let mut answer = LeaseStateResponse { revision, ..LeaseStateResponse::default() };
@@ -134,9 +134,9 @@ fn look<T>(
     id: i64,
     epoch: RegionEpoch,
     see: impl FnOnce(&mut Pipeline<Reply, Waker>, Line<'_, T>) -> Seen<T>,
-) -> Result<(Term, Seen<T>), RegionResponse> {
+) -> Result<(Term, Seen<T>), Box<RegionResponse>> {
     if let Some(refused) = wrong_region(region, &KeyRange::single(lease_key(id)), epoch) {
-        return Err(refused);
+        return Err(refused.into());
     }
     let looked = region.with(|pipeline, effects| {
         let term = pipeline.leading().ok_or_else(|| pipeline.not_leader())?;
@@ -147,7 +147,7 @@ fn look<T>(
         };
         Ok((term, see(pipeline, &mut wait)))
     });
-    looked.map_err(refusal)
+    looked.map_err(|refused| refusal(refused).into())
 }
 
 /// Asks the region of a lease's record to take `range` into it: what a put with a lease waits for.

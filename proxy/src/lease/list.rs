@@ -3,6 +3,7 @@
 use braid_proto::etcd::etcdserverpb::{LeaseLeasesResponse, LeaseStatus};
 use braid_proto::key::{KeyRange, all_leases};
 use braid_proto::pb::{ListLeasesRequest, ListLeasesResponse, ListedLease, region_request, region_response};
+use braid_store_client::bound;
 use braid_store_client::deadline::Patience;
 use braid_store_client::regions::{Ask, NoAnswer};
 use braid_store_client::retry::Kind;
@@ -23,11 +24,11 @@ const FANOUT: usize = 16;
 /// A region does not answer in time.
 pub async fn list(shared: &Shared, patience: Patience) -> Result<LeaseLeasesResponse, Status> {
     let answers = list_in(shared, all_leases(), patience).await?;
-    let revision = answers.iter().map(|answer| answer.revision).max().unwrap_or(0);
     let mut leases: Vec<ListedLease> = answers.into_iter().flat_map(|answer| answer.leases).collect();
     leases.sort_unstable_by_key(|lease| (lease.left_ms, lease.id));
     let leases = leases.into_iter().map(|lease| LeaseStatus { id: lease.id }).collect();
-    Ok(LeaseLeasesResponse { header: shared.header(revision), leases })
+    let bound = bound::take(&shared.numbers, patience).await?;
+    Ok(LeaseLeasesResponse { header: shared.header(bound.revision), leases })
 }
 
 /// The answers of all regions that hold a part of `span`.
