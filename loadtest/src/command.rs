@@ -16,6 +16,8 @@ mod compare;
 mod differential;
 mod k8s_load;
 mod k8s_verify;
+mod lease_memory;
+mod lease_storm;
 mod overwrite;
 mod run;
 mod serializability;
@@ -50,6 +52,10 @@ enum Command {
     Overwrite(overwrite::Overwrite),
     /// Write steadily, then check that nothing acknowledged was lost; break things meanwhile
     Soak(soak::Soak),
+    /// Let a great many leases expire in the same second: how long that takes, and what puts feel of it
+    LeaseStorm(lease_storm::LeaseStorm),
+    /// Grant a great many leases: memory, keep-alives, a restart
+    LeaseMemory(lease_memory::LeaseMemory),
     /// Open many watches on one server and show what each costs in memory
     WatchMemory(watch_memory::WatchMemory),
     /// Time a watch from the past on an empty cluster, on a full one and after a restart
@@ -70,6 +76,8 @@ impl Cli {
             Command::Serializability(command) => block_on(command.run()),
             Command::Overwrite(command) => block_on(command.run()),
             Command::Soak(command) => block_on(command.run()),
+            Command::LeaseStorm(command) => block_on(command.run()),
+            Command::LeaseMemory(command) => block_on(command.run()),
             Command::WatchMemory(command) => block_on(command.run()),
             Command::WatchCatchUp(command) => block_on(command.run()),
             Command::WatchRegions(command) => command.run(),

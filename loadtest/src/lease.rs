@@ -9,8 +9,11 @@
 //! | what a lease costs in memory, and how a restart goes with very many | `memory` |
 //!
 //! `ends` holds servers to what they promise meanwhile: no lease ends early, none is lost, none leaves a key behind, and
-//! all keys of a lease go at one revision.
+//! all keys of a lease go at one revision. `grant` makes very many leases.
 
 pub mod ends;
 pub mod expiry;
+pub mod grant;
 pub mod keep_alive;
+pub mod memory;
+pub mod storm;
