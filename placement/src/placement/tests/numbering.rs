@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use super::*;
 
+/// Between two attempts of a client.
+const CLIENT_PAUSE: Duration = Duration::from_millis(1);
+
 /// The members' sequencers as clients reach them, whoever is running.
 #[derive(Default)]
 struct Sequencers(Mutex<BTreeMap<u64, Arc<dyn NumberService>>>);
@@ -48,7 +51,8 @@ impl Sequencers {
                 return answer;
             }
             assert!(Instant::now() < deadline, "not answered in {LIMIT:?}: {request:?}");
-            std::thread::sleep(Duration::from_millis(1));
+            // A client's pause between two attempts: that somebody leads again is nobody's event here.
+            std::thread::sleep(CLIENT_PAUSE);
         }
     }
 }
