@@ -9,7 +9,7 @@ use braid_proto::id::Term;
 use braid_proto::pb::{Peer, Region};
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use rocksdb::{ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch};
+use rocksdb::{ColumnFamilyDescriptor, DB, IteratorMode, Options, Snapshot, WriteBatch};
 
 use crate::{DataRange, Entry, PeerHandle, RegionMachine, StateMachine};
 
@@ -17,18 +17,27 @@ pub const CF: &str = "data";
 /// Rows `value=key` without values, of every key.
 pub const INDEX: &str = "index";
 
-/// The rows of `cf` in order.
-fn rows(db: &DB, cf: &str) -> Vec<(String, String)> {
+/// The rows of `cf` in order, at one moment.
+fn rows(db: &DB, moment: &Snapshot<'_>, cf: &str) -> Vec<(String, String)> {
     let text = |bytes: Box<[u8]>| String::from_utf8(bytes.into()).unwrap();
-    let rows = db.iterator_cf(db.cf_handle(cf).unwrap(), IteratorMode::Start);
+    let rows = moment.iterator_cf(db.cf_handle(cf).unwrap(), IteratorMode::Start);
     rows.map(|row| row.map(|(key, value)| (text(key), text(value))).unwrap()).collect()
 }
 
-/// Data and index say the same.
+/// The data of `region`.
+fn data_of(db: &DB, region: &Region) -> Vec<(String, String)> {
+    let mut rows = rows(db, &db.snapshot(), CF);
+    rows.retain(|(key, _)| region.range().contains(key.as_bytes()));
+    rows
+}
+
+/// Data and index say the same, whatever is applied meanwhile.
 pub fn assert_indexed(db: &DB) {
-    let mut wanted: Vec<String> = rows(db, CF).into_iter().map(|(key, value)| format!("{value}={key}")).collect();
+    let moment = db.snapshot();
+    let data = rows(db, &moment, CF).into_iter();
+    let mut wanted: Vec<String> = data.map(|(key, value)| format!("{value}={key}")).collect();
     wanted.sort();
-    let found: Vec<String> = rows(db, INDEX).into_iter().map(|(row, _)| row).collect();
+    let found: Vec<String> = rows(db, &moment, INDEX).into_iter().map(|(row, _)| row).collect();
     assert_eq!(found, wanted);
 }
 
@@ -83,7 +92,7 @@ impl StateMachine for Kv {
     }
 
     fn before_clear(&self, db: &DB, region: &Region) -> Result<(), String> {
-        for (key, value) in rows(db, CF).into_iter().filter(|(key, _)| region.range().contains(key.as_bytes())) {
+        for (key, value) in data_of(db, region) {
             db.delete_cf(db.cf_handle(INDEX).unwrap(), format!("{value}={key}")).unwrap();
         }
         Ok(())
@@ -93,7 +102,7 @@ impl StateMachine for Kv {
         if self.fail_to_index.swap(false, Ordering::AcqRel) {
             return Err("it was to fail".to_owned());
         }
-        for (key, value) in rows(db, CF).into_iter().filter(|(key, _)| region.range().contains(key.as_bytes())) {
+        for (key, value) in data_of(db, region) {
             db.put_cf(db.cf_handle(INDEX).unwrap(), format!("{value}={key}"), "").unwrap();
         }
         Ok(())
