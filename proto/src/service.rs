@@ -6,7 +6,9 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::pb::{NumberAnswer, NumberRequest, RegionRequest, RegionResponse};
+use futures::stream::BoxStream;
+
+use crate::pb::{NumberAnswer, NumberRequest, RegionRequest, RegionResponse, WatchFeed, WatchOrder};
 
 /// A future that owns what it needs.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -16,6 +18,13 @@ pub trait RegionService: Send + Sync + 'static {
     /// Serves one request. Always answers: refusals, timeouts and lost connections are part of the response, and a
     /// write whose outcome cannot be known answers `Refusal::unknown`.
     fn call(&self, request: RegionRequest) -> BoxFuture<RegionResponse>;
+
+    /// Obeys orders about what happens in the regions, and tells what comes of them. Ends with the orders, or at one that is
+    /// against the protocol. `None`: this service does not watch.
+    fn follow(&self, orders: BoxStream<'static, WatchOrder>) -> Option<BoxStream<'static, WatchFeed>> {
+        _ = orders;
+        None
+    }
 }
 
 /// The sequencer of this process's placement member. store -> placement, proxy -> placement.

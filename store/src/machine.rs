@@ -10,6 +10,7 @@ use rocksdb::{ColumnFamilyDescriptor, DB};
 
 use crate::engine;
 use crate::region::{RegionPeer, Shared};
+use crate::watch::Publisher;
 
 /// Every region peer of this store, by region.
 pub struct Regions {
@@ -27,6 +28,11 @@ impl Regions {
     /// The peer of `region` on this store.
     pub fn get(&self, region: RegionId) -> Option<Arc<RegionPeer>> {
         self.peers.get(&region).map(|peer| Arc::clone(&peer))
+    }
+
+    /// What tells whoever follows them.
+    pub fn publisher(&self) -> &Arc<Publisher> {
+        &self.shared.publisher
     }
 
     /// All peers of this store, in no order.

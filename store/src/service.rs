@@ -10,7 +10,7 @@ use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
     CreateRegionsRequest, CreateRegionsResponse, LeaseRange, Refusal, RegionEpoch, RegionRequest, RegionResponse,
     RequestFrame, ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
-    TransferLeaderResponse, region_request,
+    TransferLeaderResponse, WatchFeed, WatchOrder, region_request,
 };
 use braid_proto::service::{BoxFuture, RegionService};
 use braid_proto::span::txn_within;
@@ -122,6 +122,10 @@ impl RegionService for LocalRegions {
             }
             None => ready(refusal(busy("the request names no operation this version knows"))),
         }
+    }
+
+    fn follow(&self, orders: BoxStream<'static, WatchOrder>) -> Option<BoxStream<'static, WatchFeed>> {
+        Some(self.regions.publisher().follow(orders))
     }
 }
 

@@ -27,7 +27,7 @@ use braid_proto::key::KeyRange;
 use braid_proto::pb::region_watch_server::RegionWatch;
 use braid_proto::pb::{Follow as FollowOrder, Joined, Left, Refusal, WatchFeed, WatchOrder, refusal, watch_order};
 use braid_store_core::pipeline::busy;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc};
@@ -101,6 +101,22 @@ impl Publisher {
         self.feeds.lock().insert(feed.id, Arc::clone(&feed));
         metrics::gauge!("braid_watch_feeds").increment(1.0);
         Following { connection: Arc::new(Connection { publisher: Arc::clone(self), feed }) }
+    }
+
+    /// Obeys a proxy of this process; see [`braid_proto::service::RegionService::follow`].
+    pub fn follow(self: &Arc<Self>, mut orders: BoxStream<'static, WatchOrder>) -> BoxStream<'static, WatchFeed> {
+        let following = self.connect();
+        let obeying = following.clone();
+        let obeyed = async move {
+            while let Some(order) = orders.next().await {
+                if let Err(bad) = obeying.order(order) {
+                    tracing::error!(%bad, "a proxy of this process does not keep to the protocol of watches");
+                    return;
+                }
+            }
+        };
+        let told = stream::unfold(following, |following| async move { Some((following.next().await?, following)) });
+        Box::pin(futures::StreamExt::take_until(told, obeyed))
     }
 
     fn region(&self, id: u64) -> Option<Arc<RegionPeer>> {

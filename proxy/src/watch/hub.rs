@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::merge::{Effect, Limits, Merge, Tile, Trouble};
-use super::upstream::{self, Link, Listener};
+use super::upstream::{self, Link, Listener, Way};
 use super::{Receiver, Source, SubscriptionId, Wanted};
 
 /// Pieces that are being placed at once; the others wait in line. After the loss of a store most need nothing but a
@@ -191,14 +191,17 @@ impl Hub {
 
     fn connect(&self, store: StoreId, orders: mpsc::UnboundedReceiver<WatchOrder>) {
         let Some(hub) = self.this.upgrade() else { return };
-        let address = self.regions.address(store);
+        let way = match self.regions.local(store) {
+            Some(service) => Way::Here(service),
+            None => Way::There(self.regions.address(store)),
+        };
         let mut stopped = self.stop.subscribe();
         let cluster_id = self.cluster_id;
         tokio::spawn(async move {
             let listener: Arc<dyn Listener> = Arc::new(Ears(Arc::clone(&hub)));
             let pause = |stood| hub.state.lock().pauses.entry(store).or_default().after(stood);
             tokio::select! {
-                () = upstream::run(listener, cluster_id, store, address, orders, pause) => {}
+                () = upstream::run(listener, cluster_id, store, way, orders, pause) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
             }
         });

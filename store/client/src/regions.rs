@@ -159,6 +159,11 @@ impl Regions {
         self.stores.learn(stores);
     }
 
+    /// `store`, if it lives in this process.
+    pub fn local(&self, store: StoreId) -> Option<Arc<dyn RegionService>> {
+        self.stores.local(store)
+    }
+
     /// Where `store` listens ("host:port"), if that is known.
     pub fn address(&self, store: StoreId) -> Option<String> {
         self.stores.address(store)

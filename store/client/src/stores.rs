@@ -46,6 +46,11 @@ impl Stores {
         self.local.read().contains_key(&store)
     }
 
+    /// `store`, if it lives in this process.
+    pub fn local(&self, store: StoreId) -> Option<Arc<dyn RegionService>> {
+        self.local.read().get(&store).map(Arc::clone)
+    }
+
     /// Where `store` listens ("host:port"), if placement has said so.
     pub fn address(&self, store: StoreId) -> Option<String> {
         if let Some(remote) = self.remote.read().get(&store) {
@@ -56,8 +61,7 @@ impl Stores {
 
     /// Sends a request to `store`. `None`: nobody knows where that is.
     pub fn call(&self, store: StoreId, request: RegionRequest) -> Option<BoxFuture<RegionResponse>> {
-        let local = self.local.read().get(&store).map(Arc::clone);
-        if let Some(local) = local {
+        if let Some(local) = self.local(store) {
             return Some(local.call(request));
         }
         self.remote.read().get(&store).map(|remote| remote.call(request))
