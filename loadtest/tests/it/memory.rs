@@ -1,6 +1,7 @@
-//! A KV service in memory, with one revision counter and no faults but those a test asks for; and watches of what happens
-//! from now on, in `watching`.
+//! A KV service in memory, with one revision counter and no faults but those a test asks for; watches, in `watching`; and
+//! leases and locks, in `leasing`.
 
+mod leasing;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use braid_loadtest::client::Address;
 use braid_proto::etcd::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use braid_proto::etcd::etcdserverpb::kv_server::{Kv, KvServer};
+use braid_proto::etcd::etcdserverpb::lease_server::LeaseServer;
+use braid_proto::etcd::etcdserverpb::range_request::{SortOrder, SortTarget};
 use braid_proto::etcd::etcdserverpb::request_op::Request as Op;
 use braid_proto::etcd::etcdserverpb::response_op::Response as OpReply;
 use braid_proto::etcd::etcdserverpb::watch_server::WatchServer;
@@ -18,7 +21,9 @@ use braid_proto::etcd::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
 };
-use braid_proto::etcd::mvccpb::KeyValue;
+use braid_proto::etcd::mvccpb::event::EventType;
+use braid_proto::etcd::mvccpb::{Event, KeyValue};
+use braid_proto::etcd::v3lockpb::lock_server::LockServer;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, broadcast, watch};
@@ -45,6 +50,8 @@ pub enum Fault {
     ToldTwice,
 }
 
+pub use leasing::LeaseFault;
+
 /// Chooses the fault of the n-th put (from 0).
 pub type Faults = fn(u64) -> Fault;
 
@@ -59,8 +66,13 @@ pub struct Memory {
 pub struct State {
     pub revision: i64,
     pub keys: BTreeMap<Bytes, KeyValue>,
-    /// Where each put is told; a watch that is slower than its queue loses events.
-    events: broadcast::Sender<KeyValue>,
+    /// Where everything that happens is told; a watch that is slower than its queue loses events.
+    events: broadcast::Sender<Event>,
+    /// All that was told, for watches from the past.
+    history: Vec<Event>,
+    /// Leases by id.
+    leases: BTreeMap<i64, leasing::Lease>,
+    lease_fault: LeaseFault,
 }
 
 /// Puts that a watch may be behind.
@@ -69,14 +81,28 @@ const EVENTS: usize = 100_000;
 impl Memory {
     /// Starts one.
     pub async fn start(faults: Faults) -> Self {
-        let state =
-            Arc::new(Mutex::new(State { revision: 1, keys: BTreeMap::new(), events: broadcast::channel(EVENTS).0 }));
+        Self::start_with(faults, LeaseFault::None).await
+    }
+
+    /// Starts one that also does something wrong with leases.
+    pub async fn start_with(faults: Faults, lease_fault: LeaseFault) -> Self {
+        let state = Arc::new(Mutex::new(State {
+            revision: 1,
+            keys: BTreeMap::new(),
+            events: broadcast::channel(EVENTS).0,
+            history: Vec::new(),
+            leases: BTreeMap::new(),
+            lease_fault,
+        }));
         let service = Service { state: Arc::clone(&state), puts: AtomicU64::new(0), faults };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (stop, mut stopped) = watch::channel(());
         let watches = WatchServer::new(watching::Watches { state: Arc::clone(&state) });
-        let server = tonic::transport::Server::builder().add_service(KvServer::new(service)).add_service(watches);
+        let leases = LeaseServer::new(leasing::Leases { state: Arc::clone(&state) });
+        let locks = LockServer::new(leasing::Locks::new(Arc::clone(&state)));
+        let server = tonic::transport::Server::builder().add_service(KvServer::new(service));
+        let server = server.add_service(watches).add_service(leases).add_service(locks);
         // A hanging put must not hold the server up, so it is not awaited at the end.
         tokio::spawn(async move {
             tokio::select! {
@@ -101,8 +127,33 @@ impl State {
 
     fn put(&mut self, request: &PutRequest) {
         let kv = self.put_untold(request);
+        self.tell(EventType::Put, kv);
+    }
+
+    /// The lease of a put must be there.
+    fn has_lease(&self, request: &PutRequest) -> Result<(), Status> {
+        match request.lease == 0 || self.leases.contains_key(&request.lease) {
+            true => Ok(()),
+            false => Err(Status::not_found("etcdserver: requested lease not found")),
+        }
+    }
+
+    fn tell(&mut self, kind: EventType, kv: KeyValue) {
+        let event = Event { r#type: kind.into(), kv: Some(kv), ..Event::default() };
+        self.history.push(event.clone());
         // Nobody may be watching.
-        let _ = self.events.send(kv);
+        let _ = self.events.send(event);
+    }
+
+    /// Deletes a key at a revision; whether it was there.
+    fn delete(&mut self, key: &Bytes, revision: i64) -> bool {
+        let Some(old) = self.keys.remove(key) else { return false };
+        self.revision = self.revision.max(revision);
+        if let Some(lease) = self.leases.get_mut(&old.lease) {
+            lease.keys.remove(key);
+        }
+        self.tell(EventType::Delete, KeyValue { key: key.clone(), mod_revision: revision, ..KeyValue::default() });
+        true
     }
 
     fn put_untold(&mut self, request: &PutRequest) -> KeyValue {
@@ -113,7 +164,15 @@ impl State {
         kv.value = request.value.clone();
         kv.mod_revision = revision;
         kv.version += 1;
-        kv.clone()
+        let before = std::mem::replace(&mut kv.lease, request.lease);
+        let kv = kv.clone();
+        if let Some(lease) = self.leases.get_mut(&before) {
+            lease.keys.remove(&kv.key);
+        }
+        if let Some(lease) = self.leases.get_mut(&request.lease) {
+            lease.keys.insert(kv.key.clone());
+        }
+        kv
     }
 
     fn range(&self, request: &RangeRequest) -> RangeResponse {
@@ -122,7 +181,15 @@ impl State {
             b"\0" => Bound::Unbounded,
             end => Bound::Excluded(Bytes::copy_from_slice(end)),
         };
-        let found: Vec<_> = self.keys.range((Bound::Included(request.key.clone()), end)).map(|(_, kv)| kv).collect();
+        let all = self.keys.range((Bound::Included(request.key.clone()), end)).map(|(_, kv)| kv);
+        let newest = request.max_create_revision;
+        let mut found: Vec<_> = all.filter(|kv| newest == 0 || kv.create_revision <= newest).collect();
+        if request.sort_target() == SortTarget::Create {
+            found.sort_by_key(|kv| kv.create_revision);
+        }
+        if request.sort_order() == SortOrder::Descend {
+            found.reverse();
+        }
         let limit = if request.limit > 0 { request.limit as usize } else { usize::MAX };
         let shown = if request.count_only { 0 } else { found.len().min(limit) };
         RangeResponse {
@@ -149,6 +216,8 @@ impl Kv for Service {
         }
         let mut state = self.state.lock().await;
         let request = request.get_ref();
+        state.has_lease(request)?;
+        let prev_kv = state.keys.get(&request.key).filter(|_| request.prev_kv).cloned();
         match fault {
             Fault::Busy => return Err(Status::unavailable("etcdserver: no leader")),
             // The revision passes, as if the write had been lost after it was acknowledged.
@@ -162,28 +231,35 @@ impl Kv for Service {
             }
             Fault::ToldTwice => {
                 let kv = state.put_untold(request);
-                (0..2).for_each(|_| drop(state.events.send(kv.clone())));
+                (0..2).for_each(|_| state.tell(EventType::Put, kv.clone()));
             }
             Fault::None | Fault::AnswerLost | Fault::Hangs => state.put(request),
         }
         match fault {
             Fault::AnswerLost => Err(Status::unavailable("etcdserver: request timed out")),
-            _ => Ok(Response::new(PutResponse { header: state.header(), prev_kv: None })),
+            _ => Ok(Response::new(PutResponse { header: state.header(), prev_kv })),
         }
     }
 
-    /// Only what the txn workload sends: one comparison of a mod_revision, one put, one get.
+    /// Only what the workloads send: comparisons of mod_revision or create_revision for equality, puts, gets.
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let (mut state, request) = (self.state.lock().await, request.into_inner());
-        let [compare] = &request.compare[..] else { return Err(Status::unimplemented("one comparison")) };
-        assert_eq!(compare.target(), CompareTarget::Mod);
-        let present = state.keys.get(&compare.key).map_or(0, |kv| kv.mod_revision);
-        let succeeded = compare.target_union == Some(TargetUnion::ModRevision(present));
+        let succeeded = request.compare.iter().all(|compare| {
+            let present = state.keys.get(&compare.key);
+            let [modified, created] = present.map_or([0, 0], |kv| [kv.mod_revision, kv.create_revision]);
+            compare.target_union
+                == match compare.target() {
+                    CompareTarget::Mod => Some(TargetUnion::ModRevision(modified)),
+                    CompareTarget::Create => Some(TargetUnion::CreateRevision(created)),
+                    other => panic!("no workload compares {other:?}"),
+                }
+        });
         let mut responses = Vec::new();
         for op in if succeeded { request.success } else { request.failure } {
             responses.push(ResponseOp {
                 response: Some(match op.request {
                     Some(Op::RequestPut(put)) => {
+                        state.has_lease(&put)?;
                         state.put(&put);
                         OpReply::ResponsePut(PutResponse { header: state.header(), prev_kv: None })
                     }
@@ -195,8 +271,17 @@ impl Kv for Service {
         Ok(Response::new(TxnResponse { header: state.header(), succeeded, responses }))
     }
 
-    async fn delete_range(&self, _: Request<DeleteRangeRequest>) -> Result<Response<DeleteRangeResponse>, Status> {
-        Err(Status::unimplemented("delete"))
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let (mut state, request) = (self.state.lock().await, request.into_inner());
+        if !request.range_end.is_empty() {
+            return Err(Status::unimplemented("delete of a range"));
+        }
+        let revision = state.revision + 1;
+        let deleted = i64::from(state.delete(&request.key, revision));
+        Ok(Response::new(DeleteRangeResponse { header: state.header(), deleted, prev_kvs: Vec::new() }))
     }
 
     async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {

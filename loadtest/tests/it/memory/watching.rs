@@ -1,12 +1,14 @@
-//! Watches from now on, of any range, with ids that the client chooses.
+//! Watches of any range, from now on or from a revision, with ids that the client chooses unless it has only one.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
+use braid_proto::etcd::etcdserverpb::watch_create_request::FilterType;
 use braid_proto::etcd::etcdserverpb::watch_request::RequestUnion;
 use braid_proto::etcd::etcdserverpb::watch_server::Watch;
 use braid_proto::etcd::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use braid_proto::etcd::mvccpb::{Event, KeyValue};
+use braid_proto::etcd::mvccpb::Event;
+use braid_proto::etcd::mvccpb::event::EventType;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -32,24 +34,41 @@ impl Watch for Watches {
     }
 }
 
+/// One watch.
+struct Open {
+    request: WatchCreateRequest,
+    /// First revision that it has not been told of from the past.
+    from: i64,
+}
+
 /// Serves one stream until either side goes.
 async fn serve(state: Arc<Mutex<State>>, mut requests: Streaming<WatchRequest>, out: mpsc::Sender<Reply>) {
-    let mut watches: Vec<WatchCreateRequest> = Vec::new();
+    let mut watches: Vec<Open> = Vec::new();
     let mut events = state.lock().await.events.subscribe();
     loop {
         let replies = tokio::select! {
-            request = requests.next() => {
-                let Some(Ok(WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) })) = request else {
-                    return;
-                };
-                let created = WatchResponse { watch_id: create.watch_id, created: true, ..WatchResponse::default() };
-                watches.push(create);
-                vec![created]
-            }
+            request = requests.next() => match request {
+                Some(Ok(WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) })) => {
+                    let state = state.lock().await;
+                    let (watch_id, start) = (request.watch_id, request.start_revision);
+                    let watch = Open { from: if start > 0 { start } else { state.revision + 1 }, request };
+                    let created = WatchResponse { watch_id, created: true, ..WatchResponse::default() };
+                    let past = state.history.iter().filter(|event| watch.sees(event));
+                    let replies = std::iter::once(created).chain(past.map(|event| response(watch_id, event.clone())));
+                    let replies: Vec<_> = replies.collect();
+                    watches.push(Open { from: state.revision + 1, ..watch });
+                    replies
+                }
+                Some(Ok(WatchRequest { request_union: Some(RequestUnion::CancelRequest(cancel)) })) => {
+                    watches.retain(|watch| watch.request.watch_id != cancel.watch_id);
+                    vec![WatchResponse { watch_id: cancel.watch_id, canceled: true, ..WatchResponse::default() }]
+                }
+                _ => return,
+            },
             event = events.recv() => {
-                let Ok(kv) = event else { return };
-                let told = watches.iter().filter(|watch| sees(watch, &kv));
-                told.map(|watch| response(watch.watch_id, kv.clone())).collect()
+                let Ok(event) = event else { return };
+                let told = watches.iter().filter(|watch| watch.sees(&event));
+                told.map(|watch| response(watch.request.watch_id, event.clone())).collect()
             }
         };
         for reply in replies {
@@ -60,15 +79,20 @@ async fn serve(state: Arc<Mutex<State>>, mut requests: Streaming<WatchRequest>, 
     }
 }
 
-fn sees(watch: &WatchCreateRequest, kv: &KeyValue) -> bool {
-    match &watch.range_end[..] {
-        b"" => kv.key == watch.key,
-        b"\0" => kv.key >= watch.key,
-        end => kv.key >= watch.key && kv.key[..] < *end,
+impl Open {
+    fn sees(&self, event: &Event) -> bool {
+        let kv = event.kv.as_ref().expect("every event has a key");
+        let (request, noput) = (&self.request, i32::from(FilterType::Noput));
+        let inside = match &request.range_end[..] {
+            b"" => kv.key == request.key,
+            b"\0" => kv.key >= request.key,
+            end => kv.key >= request.key && kv.key[..] < *end,
+        };
+        let wanted = event.r#type() == EventType::Delete || !request.filters.contains(&noput);
+        inside && wanted && kv.mod_revision >= self.from
     }
 }
 
-fn response(watch_id: i64, kv: KeyValue) -> WatchResponse {
-    let event = Event { kv: Some(kv), ..Event::default() };
+fn response(watch_id: i64, event: Event) -> WatchResponse {
     WatchResponse { watch_id, events: vec![event], ..WatchResponse::default() }
 }
