@@ -94,19 +94,20 @@ pub struct LeaseTable {
     in_flight: VecDeque<InFlight>,
     /// Leases that are due, but not gone.
     expiring: usize,
-    /// When the rests were written down last.
-    checkpointed: u64,
+    /// When to look next whether the rest of a lease should be written down; long ones only.
+    looks: BinaryHeap<Reverse<(u64, i64)>>,
 }
 
 impl LeaseTable {
     /// What is applied when a term begins at `now`.
     pub fn load(rows: Vec<(i64, StoredLease)>, now: u64) -> Self {
-        let mut table = Self { checkpointed: now, ..Self::default() };
+        let mut table = Self::default();
         for (id, row) in rows {
             let left = if row.remaining > 0 { row.remaining } else { row.ttl };
             let deadline = end(now, left).saturating_add(EXTENSION_MS);
             if !row.revoking {
                 table.ends.push(Reverse((deadline, id)));
+                table.look_later(id, row.ttl, now);
             }
             table.leases.insert(id, Lease { row, deadline, new: false, due: false });
         }
@@ -167,7 +168,9 @@ impl LeaseTable {
                 (Became::Granted, Some(lease)) => {
                     lease.new = false;
                     lease.deadline = end(now, lease.row.ttl);
+                    let ttl = lease.row.ttl;
                     self.ends.push(Reverse((lease.deadline, change.id)));
+                    self.look_later(change.id, ttl, now);
                 }
                 (Became::Gone(_), _) => self.expiring -= usize::from(was_due),
                 _ => {}
@@ -251,20 +254,22 @@ impl LeaseTable {
     /// Leases whose rest is to be written down at `now`, and the rest in seconds: those that have lost more than
     /// [`CHECKPOINT_MS`] since it was, or since they were renewed.
     pub fn checkpoints(&mut self, now: u64) -> Vec<(i64, i64)> {
-        // A look at all of them, but rarely.
-        if now < self.checkpointed + CHECKPOINT_MS / 10 {
-            return Vec::new();
-        }
-        let due = |lease: &Lease| {
-            let left = lease.deadline.saturating_sub(now);
-            let known = if lease.row.remaining > 0 { lease.row.remaining } else { lease.row.ttl } as u64 * 1_000;
-            let rest = (left / 1_000).max(1) as i64;
-            (!lease.new && !lease.is_ending() && known.saturating_sub(left) >= CHECKPOINT_MS).then_some(rest)
-        };
-        let found = self.leases.iter().filter_map(|(id, lease)| Some((*id, due(lease)?)));
-        let rests: Vec<_> = found.take(CHECKPOINTS_MAX).collect();
-        if rests.len() < CHECKPOINTS_MAX {
-            self.checkpointed = now;
+        let mut rests = Vec::new();
+        while rests.len() < CHECKPOINTS_MAX {
+            let Some(Reverse((_, id))) = self.looks.peek().copied().filter(|Reverse((at, _))| *at <= now) else {
+                break;
+            };
+            self.looks.pop();
+            let Some(lease) = self.leases.get(&id).filter(|lease| !lease.is_ending()) else { continue };
+            let known = if lease.row.remaining > 0 { lease.row.remaining } else { lease.row.ttl };
+            let since = lease.deadline.saturating_sub(end(0, known));
+            if now < since.saturating_add(CHECKPOINT_MS) {
+                self.looks.push(Reverse((since.saturating_add(CHECKPOINT_MS), id)));
+                continue;
+            }
+            let left = lease.deadline.saturating_sub(now) / 1_000;
+            rests.push((id, left.max(1) as i64));
+            self.looks.push(Reverse((now + CHECKPOINT_MS, id)));
         }
         rests
     }
@@ -277,6 +282,12 @@ impl LeaseTable {
             self.expiring -= usize::from(due);
         }
         gone
+    }
+
+    fn look_later(&mut self, id: i64, ttl: i64, now: u64) {
+        if end(0, ttl) > CHECKPOINT_MS {
+            self.looks.push(Reverse((now + CHECKPOINT_MS, id)));
+        }
     }
 
     /// An expiry that was taken up came to nothing.
