@@ -39,7 +39,6 @@ pub(crate) struct Delegate {
     pub handle: PeerHandle,
     pub machine: Arc<dyn RegionMachine>,
     pub state: ApplyState,
-    pub region: Region,
 }
 
 /// The thread's body.
@@ -168,7 +167,7 @@ impl Delegate {
             }
             Admin::Split(split) => {
                 changed.split = true;
-                match halves(&self.region, &split) {
+                match halves(&self.handle.region(), &split) {
                     Ok((parent, child)) => {
                         changed.child = Some(self.split(core, parent, child));
                         self.tell(done, Outcome::Applied);
@@ -206,17 +205,16 @@ impl Delegate {
             table.put(parent.clone(), self.handle.clone());
             table.put(child.clone(), handle.clone());
         }
-        self.region = parent;
         self.publish_applied();
-        self.machine.on_region(&self.region);
+        self.machine.on_region(&parent);
         let machine = core.machine.open_region(Arc::clone(&core.db), handle.clone());
-        tracing::info!(parent = self.region.id, child = child.id, "region split");
+        tracing::info!(parent = parent.id, child = child.id, "region split");
         metrics::counter!("braid_raft_splits_total").increment(1);
         let origin = if leads { Origin::SplitLeader } else { Origin::SplitFollower };
         let birth = Birth { handle: handle.clone(), machine: Arc::clone(&machine), apply: ApplyState::INITIAL, origin };
         core.note(child.id, Note::Create(Box::new(birth)));
         core.refresh_neighbours();
-        Delegate { handle, machine, state: ApplyState::INITIAL, region: child }
+        Delegate { handle, machine, state: ApplyState::INITIAL }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::inbound::Door;
 use crate::log::LogStore;
 use crate::mail::{Birth, MailBox, Note, Origin};
 use crate::meta::{ApplyState, Key, RegionState};
-use crate::peer::Env;
+use crate::peer::{Env, raft_logger};
 use crate::recover::{self, Opened};
 use crate::snapshot::{self, HelperTask};
 use crate::support::{Now, SupportTable};
@@ -186,7 +186,7 @@ impl Host {
             cluster_id: config.cluster_id,
             domain: config.domain,
             incarnation,
-            env: Env { host_id: config.host_id, timing, keep, support },
+            env: Env { host_id: config.host_id, timing, keep, support, logger: raft_logger() },
             db,
             log,
             machine,
@@ -267,8 +267,8 @@ impl Host {
         // CRASH: regions are durable, nothing of their logs is. Safe: the start-up takes them as untouched.
         let handles: Vec<PeerHandle> = new.iter().map(|region| self.core.enter(&mut table, region, None)).collect();
         drop(table);
-        for (region, handle) in new.into_iter().zip(handles) {
-            self.core.give_birth(region, handle, ApplyState::INITIAL, Origin::Created);
+        for handle in handles {
+            self.core.give_birth(handle, ApplyState::INITIAL, Origin::Created);
         }
         self.core.refresh_neighbours();
         Ok(())
@@ -392,15 +392,15 @@ impl Core {
             return Err(OpenError::damaged(&self.snap_dir, what));
         }
         let handle = self.enter(&mut self.table.lock(), &region, Some(apply));
-        self.give_birth(region, handle, apply, origin);
+        self.give_birth(handle, apply, origin);
         Ok(())
     }
 
     /// Opens the machine and lets the threads know of the peer.
-    fn give_birth(&self, region: Region, handle: PeerHandle, apply: ApplyState, origin: Origin) {
-        let id = region.id;
+    fn give_birth(&self, handle: PeerHandle, apply: ApplyState, origin: Origin) {
+        let id = handle.id();
         let machine = self.machine.open_region(Arc::clone(&self.db), handle.clone());
-        let delegate = Delegate { handle: handle.clone(), machine: Arc::clone(&machine), state: apply, region };
+        let delegate = Delegate { handle: handle.clone(), machine: Arc::clone(&machine), state: apply };
         self.apply_later(ApplyTask::Register(Box::new(delegate)));
         self.note(id, Note::Create(Box::new(Birth { handle, machine, apply, origin })));
     }

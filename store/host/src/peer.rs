@@ -17,7 +17,7 @@ use braid_proto::id::{PeerId, Term};
 use braid_proto::pb::{Peer as PeerMeta, Region, SnapshotManifest};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, ReadOnlyOption, Ready, StateRole};
+use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 
 use crate::config::Timing;
 use crate::error::fatal;
@@ -49,12 +49,25 @@ pub(crate) struct Env {
     pub timing: Timing,
     pub keep: Keep,
     pub support: Arc<SupportTable>,
+    /// Raft's own log.
+    pub logger: slog::Logger,
 }
+
+/// Raft's own log: what it warns of goes to ours, the rest (every vote of every region) nowhere.
+pub(crate) fn raft_logger() -> slog::Logger {
+    slog::Logger::root(Warnings, slog::o!())
+}
+
+/// A peer without region state lets entries pass unanswered for so many election timeouts. Its host is most likely about
+/// to hear of the region, or to apply the split that makes it; an answer would make the leader send a raft snapshot.
+const BLANK_ELECTIONS: u32 = 3;
 
 /// A peer of this host.
 pub(crate) struct Peer {
     pub handle: PeerHandle,
     raw: RawNode<PeerStorage>,
+    /// Until then a peer without region state does not tell a leader so.
+    blank_until: Now,
     /// None while the peer has no region state.
     machine: Option<Arc<dyn RegionMachine>>,
     /// What was last written, but for a commit index that may have moved since.
@@ -80,7 +93,7 @@ pub(crate) struct Peer {
     compact_proposed: u64,
     /// Bytes of the entries behind `truncated`, about.
     log_bytes: u64,
-    incoming: Option<(SnapshotManifest, SnapshotDir)>,
+    incoming: Option<Box<(SnapshotManifest, SnapshotDir)>>,
     installing: bool,
     /// Ticks that a finished snapshot waits for raft to take it.
     snapshot_age: u64,
@@ -92,7 +105,6 @@ pub(crate) struct Peer {
     quiet_ticks: u64,
     /// A leader that is to send heartbeats with the next tick.
     greets: bool,
-    ready: Option<Ready>,
 }
 
 impl Peer {
@@ -120,7 +132,8 @@ impl Peer {
         guard: VoteGuard,
     ) -> Self {
         let raft_state = raft_state.unwrap_or(RaftState { peer_id: handle.peer().id, ..RaftState::default() });
-        Self::build(env, handle, None, log, raft_state, None, guard, Vec::new())
+        let blank_until = Now::monotonic().plus(env.timing.election() * BLANK_ELECTIONS);
+        Self { blank_until, ..Self::build(env, handle, None, log, raft_state, None, guard, Vec::new()) }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the two constructors above are what callers see")]
@@ -152,8 +165,7 @@ impl Peer {
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
         };
-        let logger = slog::Logger::root(Warnings, slog::o!("region" => handle.id()));
-        let raw = match RawNode::new(&config, storage, &logger) {
+        let raw = match RawNode::new(&config, storage, &env.logger) {
             Ok(raw) => raw,
             Err(error) => fatal(format_args!("raft group {handle:?} cannot start: {error}")),
         };
@@ -162,6 +174,7 @@ impl Peer {
         Self {
             handle,
             raw,
+            blank_until: Now(0),
             machine,
             raft_state,
             seen,
@@ -185,7 +198,6 @@ impl Peer {
             ticks: 0,
             quiet_ticks: 0,
             greets: false,
-            ready: None,
         }
     }
 
@@ -256,6 +268,7 @@ impl Peer {
             | MessageType::MsgCheckQuorum => return,
             // A campaign looks at what is not applied yet, and a snapshot that is being installed counts as that.
             MessageType::MsgTimeoutNow if self.installing => return,
+            MessageType::MsgAppend if !self.is_initialised() && now < self.blank_until => return,
             _ => {}
         }
         if message.from != from.id || message.to != self.peer_id() {
@@ -407,7 +420,6 @@ impl Peer {
     }
 }
 
-/// Raft's own log: what it warns of goes to ours, the rest (every vote of every region) nowhere.
 struct Warnings;
 
 impl slog::Drain for Warnings {

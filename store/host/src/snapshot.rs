@@ -302,15 +302,16 @@ fn reopen(core: &Core, handle: &PeerHandle, region: Region, apply: ApplyState) -
     {
         let mut table = core.table.lock();
         shared.region.store(Arc::new(region.clone()));
-        table.put(region.clone(), handle.clone());
-        table.release(region.id);
+        let id = region.id;
+        table.put(region, handle.clone());
+        table.release(id);
     }
     core.table_changed.notify_all();
     shared.applied_index.set(apply.applied_index);
     shared.applied_term.store(apply.applied_term, Ordering::Release);
     core.refresh_neighbours();
     let machine = core.machine.open_region(Arc::clone(&core.db), handle.clone());
-    let delegate = Delegate { handle: handle.clone(), machine: Arc::clone(&machine), state: apply, region };
+    let delegate = Delegate { handle: handle.clone(), machine: Arc::clone(&machine), state: apply };
     core.apply_later(ApplyTask::Register(Box::new(delegate)));
     machine
 }

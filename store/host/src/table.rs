@@ -4,6 +4,7 @@
 //! snapshot reserves. Everything that creates, splits or replaces a region goes through here first.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use braid_proto::key::KeyRange;
 use braid_proto::pb::Region;
@@ -22,7 +23,8 @@ pub struct RegionTable {
 }
 
 struct Slot {
-    region: Region,
+    /// The handle's own, as far as it stays as it is.
+    region: Arc<Region>,
     handle: PeerHandle,
 }
 
@@ -68,7 +70,8 @@ impl RegionTable {
             panic!("r{} would overlap r{other} on this host", region.id);
         }
         self.by_start.insert(region.start.clone(), region.id);
-        self.regions.insert(region.id, Slot { region, handle });
+        let shared = Some(handle.region()).filter(|shared| **shared == region);
+        self.regions.insert(region.id, Slot { region: shared.unwrap_or_else(|| Arc::new(region)), handle });
     }
 
     /// Keeps `range` free for a raft snapshot of `region`. False: somebody else is there.

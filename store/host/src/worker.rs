@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use braid_proto::id::StoreId;
 use crossbeam_channel::{Receiver, select};
+use raft::Ready;
 
 use crate::apply::ApplyTask;
 use crate::error::fatal;
@@ -50,7 +51,8 @@ pub(crate) struct Worker {
     mail: Arc<MailBox>,
     notes: Receiver<Note>,
     /// By region, ordered: equal input leaves equal output.
-    peers: BTreeMap<u64, Peer>,
+    /// Each in a place of its own: nodes of the tree are half empty where ids rise.
+    peers: BTreeMap<u64, Box<Peer>>,
     /// Peers that raft may want something for.
     dirty: BTreeSet<u64>,
     /// Peers that are ticked; all others sleep.
@@ -281,7 +283,7 @@ impl Worker {
             return None;
         }
         self.touch(region);
-        self.peers.get_mut(&region)
+        self.peers.get_mut(&region).map(Box::as_mut)
     }
 
     /// Does what raft wants until it wants nothing more, or a tick is due: under load that never ends support must be
@@ -295,18 +297,18 @@ impl Worker {
             let now = Now::monotonic();
             let mut effects = Effects::default();
             let room = self.core.apply_bytes.load(Ordering::Acquire) < APPLY_BYTES_MAX;
-            let mut taken = Vec::with_capacity(dirty.len());
+            let mut taken: Vec<(u64, Ready)> = Vec::new();
             for region in dirty {
                 let Some(peer) = self.peers.get_mut(&region) else { continue };
-                if peer.collect(now, &self.core.env, room, &mut effects) {
-                    taken.push(region);
+                if let Some(ready) = peer.collect(now, &self.core.env, room, &mut effects) {
+                    taken.push((region, ready));
                 }
             }
             self.send(&mut effects);
             self.write(&mut effects);
-            for region in taken {
+            for (region, ready) in taken {
                 let peer = self.peers.get_mut(&region).expect("taken from here");
-                peer.finish(now, &self.core.env, &mut effects);
+                peer.finish(ready, now, &self.core.env, &mut effects);
                 if peer.is_busy() {
                     self.dirty.insert(region);
                 }

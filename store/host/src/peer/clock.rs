@@ -168,6 +168,7 @@ impl Peer {
         let applied = self.applied();
         self.raw.mut_store().trim_cache(applied, true);
         self.raw.raft.maybe_free_inflight_buffers();
+        self.raw.raft.raft_log.unstable.entries.shrink_to_fit();
         self.proposals.shrink();
         if !self.is_leader() {
             // As if it had stayed awake: when the promise ends, the rest of the random timeout is left.

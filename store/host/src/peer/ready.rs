@@ -2,8 +2,8 @@
 
 use braid_proto::pb::{RaftMessage, RegionEpoch};
 use protobuf::Message as _;
-use raft::SnapshotStatus;
 use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{Ready, SnapshotStatus};
 
 use super::snapshot::Install;
 use super::{Env, Peer, shape_of};
@@ -56,16 +56,15 @@ pub(crate) struct OutgoingSnapshot {
 }
 
 impl Peer {
-    /// Takes what raft wants done. `room`: the apply thread can take more. True: `finish` must follow.
-    pub fn collect(&mut self, now: Now, env: &Env, room: bool, effects: &mut Effects) -> bool {
-        assert!(self.ready.is_none(), "a ready is taken before the last one is finished");
+    /// Takes what raft wants done. `room`: the apply thread can take more. What is returned goes to `finish`.
+    pub fn collect(&mut self, now: Now, env: &Env, room: bool, effects: &mut Effects) -> Option<Ready> {
         self.observe_role(now, env);
         self.want_snapshot(effects);
         if self.installing || (!room && self.apply_bytes > 0) {
-            return false;
+            return None;
         }
         if self.raw.snap().is_some() && self.handed != self.applied() {
-            return false;
+            return None;
         }
         if self.is_leader()
             && self.raw.raft.commit_to_current_term()
@@ -74,7 +73,7 @@ impl Peer {
             self.raw.read_index(context);
         }
         if !self.raw.has_ready() {
-            return false;
+            return None;
         }
         let mut ready = self.raw.ready();
         for state in ready.take_read_states() {
@@ -104,13 +103,11 @@ impl Peer {
         }
         let committed = ready.take_committed_entries();
         self.hand(committed, effects);
-        self.ready = Some(ready);
-        true
+        Some(ready)
     }
 
     /// The log write that `collect` asked for is done.
-    pub fn finish(&mut self, now: Now, env: &Env, effects: &mut Effects) {
-        let Some(mut ready) = self.ready.take() else { return };
+    pub fn finish(&mut self, mut ready: Ready, now: Now, env: &Env, effects: &mut Effects) {
         if !ready.snapshot().is_empty() {
             let meta = ready.snapshot().get_metadata();
             let (index, term, conf_state) = (meta.index, meta.term, meta.get_conf_state().clone());

@@ -107,7 +107,7 @@ impl Peer {
         self.step(from, incarnation, message, now, env);
         let taken = self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index);
         if taken {
-            self.incoming = Some((manifest, dir));
+            self.incoming = Some(Box::new((manifest, dir)));
         }
         taken
     }
@@ -115,7 +115,7 @@ impl Peer {
     /// Raft has accepted the snapshot that came with the stored files: nothing else happens to this peer until its data
     /// is in place.
     pub(super) fn begin_install(&mut self, snapshot: &Snapshot) -> Install {
-        let (manifest, dir) = self.incoming.take().expect("raft snapshots enter through step_snapshot");
+        let (manifest, dir) = *self.incoming.take().expect("raft snapshots enter through step_snapshot");
         let meta = snapshot.get_metadata();
         self.installing = true;
         self.proposals.jumped(meta.index);

@@ -53,7 +53,7 @@ impl Worker {
         if peer.is_sole_voter() || origin == Origin::SplitLeader || (origin == Origin::Created && peer.goes_first()) {
             peer.campaign(now, &core.env);
         }
-        self.peers.insert(region, peer);
+        self.peers.insert(region, Box::new(peer));
         self.touch(region);
         if let Some((letter, incarnation)) = self.early_votes.0.remove(&region) {
             self.on_letter(letter, incarnation, now);
@@ -86,7 +86,7 @@ impl Worker {
         let handle = PeerHandle::new(region, letter.to, None, core.post(letter.region).clone());
         let log = std::sync::Arc::clone(&core.log);
         let peer = Peer::uninitialised(&core.env, handle, log, stored, VoteGuard::new(still, still));
-        self.peers.insert(letter.region, peer);
+        self.peers.insert(letter.region, Box::new(peer));
         true
     }
 
