@@ -26,6 +26,8 @@ pub struct Net {
     cut: Mutex<Vec<(u64, u64)>>,
     filter: RwLock<Option<Filter>>,
     watch: RwLock<Option<Watch>>,
+    /// While a test holds it, whoever sends stands still.
+    pub gate: RwLock<()>,
     pub snapshots_sent: AtomicUsize,
     /// How many snapshots are to fail before one is let through.
     pub snapshots_to_fail: AtomicUsize,
@@ -93,6 +95,7 @@ pub struct Port(pub Arc<Net>);
 
 impl Transport for Port {
     fn send(&self, mut frame: RaftFrame) -> bool {
+        drop(self.0.gate.read());
         let Some(inbound) = self.0.reach(frame.from_host, frame.to_host) else { return false };
         let (from, to) = (frame.from_host, frame.to_host);
         frame.messages.retain(|message| self.0.passes(from, to, message));

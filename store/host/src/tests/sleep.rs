@@ -185,3 +185,28 @@ fn long_sleep_makes_nobody_look_down() {
         assert!(handle.report().unwrap().down_peers.is_empty());
     }
 }
+
+#[test]
+fn a_stall_of_everything_costs_no_leader() {
+    const REGIONS: u64 = 60;
+    let mut cluster = Cluster::new(0);
+    cluster.timing.support.period = Duration::from_millis(600);
+    (1..=3).for_each(|host| cluster.start(host));
+    let key = |id: u64| if id == 0 || id == REGIONS { String::new() } else { format!("{id:03}") };
+    let regions: Vec<_> = (1..=REGIONS).map(|id| region(id, &key(id - 1), &key(id), &[1, 2, 3])).collect();
+    cluster.create(&regions);
+    (1..=REGIONS).for_each(|id| all_asleep(&cluster, id));
+    let terms: Vec<_> = (1..=REGIONS).map(|id| cluster.leader(id).2).collect();
+    {
+        // Workers stand still when they ask for support; longer than all promises and an election timeout.
+        let _gate = cluster.net.gate.write();
+        let start = Now::monotonic();
+        eventually("the stall", || (Now::monotonic().since(start) > Duration::from_millis(1500)).then_some(()));
+    }
+    for (id, term) in (1..=REGIONS).zip(terms) {
+        let (_, handle, now_leads) = cluster.leader(id);
+        eventually("the lease", || handle.lease(now_leads).then_some(()));
+        all_asleep(&cluster, id);
+        assert_eq!(handle.term(), term, "region {id} has another leader");
+    }
+}
