@@ -10,7 +10,7 @@ use bytes::Bytes;
 use consistent_hash_ring::{Ring, RingBuilder};
 
 /// Points of each store on the ring: enough that shares differ by some per cent, few enough to build in microseconds.
-const VNODES: usize = 128;
+pub(crate) const VNODES: usize = 128;
 
 /// What the first regions are made of.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ fn choose(ring: &Ring<u64>, stores: &[&Store], region: u64, replicas: usize) -> 
 
 /// Ids of regions are neighbours; the ring's own hash would put them close together. The same on every machine and in
 /// every version (splitmix64's last step).
-fn spread(id: u64) -> u64 {
+pub(crate) fn spread(id: u64) -> u64 {
     let mixed = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)

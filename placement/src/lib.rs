@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Regions, stores' state and proxies are the leader's memory, learned again from heartbeats after each election; only
-//! what nobody else could tell is replicated. Deliberately absent: moving replicas (there are no schedulers yet).
+//! what nobody else could tell is replicated. `schedule` is the pure core of moving them:
+//! schedulers and operators.
 
 pub mod bootstrap;
 mod compaction;
@@ -26,6 +27,7 @@ mod placement;
 pub mod presence;
 pub mod regions;
 pub mod sequencer;
+pub mod schedule;
 mod service;
 mod split;
 pub mod state;
