@@ -35,6 +35,31 @@ pub enum Carrying {
     AnswersOnce,
 }
 
+/// A call that is stopped on its way, once.
+#[derive(Clone, Copy)]
+pub struct Stop {
+    /// Which call; the caller of a test is not stopped.
+    pub which: fn(&region_request::Op) -> bool,
+    /// How many such calls pass before.
+    pub after: u32,
+    /// The store has done it, and its answer is stopped. Otherwise the call itself is.
+    pub answer: bool,
+    /// When it may go on it arrives twice.
+    pub twice: bool,
+}
+
+/// How far it is with a call that is to be stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stopping {
+    /// None is, or it goes on.
+    #[default]
+    No,
+    /// It has not come yet.
+    Waits,
+    /// It stands still, between this caller and this store.
+    Stopped(u64, u64),
+}
+
 /// See the module's text.
 pub struct Faults {
     state: Mutex<State>,
@@ -51,6 +76,8 @@ struct State {
     carrying: Carrying,
     unanswered: HashSet<LockToken>,
     no_questions: bool,
+    stop: Option<Stop>,
+    stopping: Stopping,
     /// Shares that have reached a store.
     arrived: u64,
 }
@@ -108,6 +135,85 @@ impl Faults {
     /// Waits until `store` is isolated.
     pub async fn isolated(&self, store: u64) {
         self.until(|state| state.isolated.contains(&store)).await;
+    }
+
+    /// Stops a call.
+    #[allow(dead_code, reason = "the tests of leases share this")]
+    pub fn stop(&self, stop: Stop) {
+        self.change(|state| (state.stop, state.stopping) = (Some(stop), Stopping::Waits));
+    }
+
+    /// Waits until that call stands still. Returns who calls which store.
+    #[allow(dead_code, reason = "the tests of leases share this")]
+    pub async fn stopped(&self) -> (u64, u64) {
+        self.until(|state| matches!(state.stopping, Stopping::Stopped(..))).await;
+        match self.state.lock().stopping {
+            Stopping::Stopped(from, to) => (from, to),
+            other => unreachable!("only the test lets it go on: {other:?}"),
+        }
+    }
+
+    /// It goes on.
+    #[allow(dead_code, reason = "the tests of leases share this")]
+    pub fn go_on(&self) {
+        self.change(|state| (state.stop, state.stopping) = (None, Stopping::No));
+    }
+
+    /// Whether this is the call to stop; then it counts as stopped.
+    fn stops(&self, from: u64, to: u64, op: Option<&region_request::Op>) -> Option<Stop> {
+        let mut state = self.state.lock();
+        if from == CLIENT || state.stopping != Stopping::Waits {
+            return None;
+        }
+        let stop = state.stop.as_mut().filter(|stop| op.is_some_and(stop.which))?;
+        if stop.after > 0 {
+            stop.after -= 1;
+            return None;
+        }
+        let stop = *stop;
+        if !stop.answer {
+            state.stopping = Stopping::Stopped(from, to);
+            drop(state);
+            self.changed.send_replace(());
+        }
+        Some(stop)
+    }
+
+    /// A call that is stopped, and then goes to whoever serves that store by then.
+    async fn deliver(self: Arc<Self>, from: u64, to: u64, request: RegionRequest, stop: Stop) -> RegionResponse {
+        if stop.answer {
+            let answer = self.pass(to, request).await;
+            self.stand_still(from, to).await;
+            return answer;
+        }
+        self.stand_still(from, to).await;
+        let answer = self.pass(to, request.clone()).await;
+        if stop.twice {
+            // Nobody hears what comes of the second one.
+            self.pass(to, request).await;
+        }
+        answer
+    }
+
+    async fn pass(&self, to: u64, request: RegionRequest) -> RegionResponse {
+        let service = self.state.lock().services.get(&to).map(Arc::clone);
+        match service.map(|service| service.call(request)) {
+            Some(answer) => tokio::select! {
+                answer = answer => answer,
+                () = self.until(|state| state.dead.contains(&to)) => Failed::Lost.answer(),
+            },
+            None => Failed::Lost.answer(),
+        }
+    }
+
+    /// Stands still until it may go on.
+    async fn stand_still(&self, from: u64, to: u64) {
+        self.change(|state| {
+            if state.stopping == Stopping::Waits {
+                state.stopping = Stopping::Stopped(from, to);
+            }
+        });
+        self.until(|state| !matches!(state.stopping, Stopping::Stopped(..))).await;
     }
 
     /// How many shares have reached a store.
@@ -202,8 +308,18 @@ impl RegionService for Link {
                 Ok(begun) => begun,
                 Err(failed) => return failed.answer(),
             };
-            let answer = service.call(request);
-            drop(service);
+            let stop = faults.stops(from, to, request.op.as_ref());
+            let late = Arc::clone(&faults);
+            let answer = async move {
+                match stop {
+                    None => service.call(request).await,
+                    // It arrives also if its caller waits no longer.
+                    Some(stop) => {
+                        drop(service);
+                        tokio::spawn(late.deliver(from, to, request, stop)).await.expect("it does not panic")
+                    }
+                }
+            };
             tokio::select! {
                 answer = answer => if lose { Failed::Lost.answer() } else { answer },
                 () = faults.until(|state| state.dead.contains(&from) || state.dead.contains(&to)) => Failed::Lost.answer(),
