@@ -10,6 +10,7 @@
 //! - `restart`: stop, start again, everything is there.
 //! - `differential`: random programs, every answer compared with a model of etcd.
 //! - `kill`: processes are killed under load; every acknowledged write survives.
+//! - `examples`: the programs of `docs/examples`.
 //! - `leases`: leases, locks and elections; stores are killed and paused under them.
 //! - `watch`: every event once and in order, while regions fail and move.
 //! - `serializability`: processes are killed under transactions; what clients were told is strictly serializable.
@@ -22,6 +23,7 @@ mod compaction;
 mod consistency;
 mod differential;
 mod etcdctl;
+mod examples;
 mod harness;
 mod kill;
 mod leases;
