@@ -25,7 +25,7 @@ use bytes::Bytes;
 pub const EXTENSION_MS: u64 = 1_000;
 /// Leases that may be on their way out at once because their time is over. The next come as these are gone, so that a
 /// storm of expiries passes between other writes.
-pub const EXPIRING_MAX: usize = 512;
+pub const EXPIRING_MAX: usize = 128;
 /// Milliseconds after which the rest of a lease that was not renewed is written down, as in etcd.
 pub const CHECKPOINT_MS: u64 = 5 * 60 * 1_000;
 /// Rests that are written down at one tick.
