@@ -44,10 +44,20 @@ pub fn run(plan: &Plan, name: &str, bar: &ProgressBar) -> anyhow::Result<Report>
     // One thread besides that of `block_on`: the watch is read while the puts run.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let channel = runtime.block_on(plan.endpoints[0].channel())?;
-    let without = || runner::run(plan, bar);
-    let with = || -> anyhow::Result<(Report, Expired)> {
+    let watch = || {
         let prefix = Bytes::copy_from_slice(plan.keys.prefix.as_bytes());
-        let mut deletes = runtime.block_on(Deletes::watch(channel.clone(), prefix))?;
+        runtime.block_on(Deletes::watch(channel.clone(), prefix))
+    };
+    let without = || -> anyhow::Result<Report> {
+        let mut deletes = watch()?;
+        let watching = runtime.spawn(async move { deletes.next(&mut Ledger::default()).await });
+        let report = runner::run(plan, bar)?;
+        ensure!(!watching.is_finished(), "the watch ended, or something was deleted, while nothing expired");
+        watching.abort();
+        Ok(report)
+    };
+    let with = || -> anyhow::Result<(Report, Expired)> {
+        let mut deletes = watch()?;
         let leases = (plan.warmup + plan.duration).as_secs() + 1;
         let mut ledger = runtime.block_on(doom(&channel, &plan.keys, leases))?;
         let watching = runtime.spawn(async move {

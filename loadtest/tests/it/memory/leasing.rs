@@ -116,7 +116,7 @@ impl LeaseService for Leases {
                 let answer = LeaseKeepAliveResponse { header: state.header(), id, ttl };
                 drop(state);
                 for _ in 0..if fault == LeaseFault::AnsweredTwice { 2 } else { 1 } {
-                    if out.send(Ok(answer.clone())).await.is_err() {
+                    if out.send(Ok(answer)).await.is_err() {
                         return;
                     }
                 }
