@@ -66,7 +66,10 @@ impl Client {
     pub async fn grant(&self, id: i64, ttl: i64) {
         insist("a grant", || async {
             match self.lease.clone().lease_grant(LeaseGrantRequest { id, ttl }).await {
-                Ok(granted) => Ok(assert_eq!((granted.get_ref().id, granted.get_ref().ttl), (id, ttl))),
+                Ok(granted) => {
+                    assert_eq!((granted.get_ref().id, granted.get_ref().ttl), (id, ttl));
+                    Ok(())
+                }
                 // An attempt whose answer was lost.
                 Err(status) if status.message() == "etcdserver: lease already exists" => Ok(()),
                 Err(status) => Err(status),

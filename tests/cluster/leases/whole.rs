@@ -75,7 +75,7 @@ async fn race(client: Client, writer: usize, acked: &tokio::sync::Semaphore) -> 
     for round in 0.. {
         let region = |by: usize| SPREAD[(writer + round + by) % SPREAD.len()];
         let key = |by: usize| format!("{}/raced/{writer}/{round}/{by}", region(by));
-        let keys: Vec<String> = if writer % 2 == 0 { vec![key(0)] } else { vec![key(0), key(3)] };
+        let keys: Vec<String> = if writer.is_multiple_of(2) { vec![key(0)] } else { vec![key(0), key(3)] };
         let put = |key: &String| PutRequest { key: text(key), lease: RACED, ..PutRequest::default() };
         let op = |key| RequestOp { request: Some(request_op::Request::RequestPut(put(key))) };
         let txn = TxnRequest { success: keys.iter().map(op).collect(), ..TxnRequest::default() };
