@@ -25,18 +25,21 @@ use crate::support::{Now, Standing};
 
 /// Ticks between two heartbeats of a leader that rests.
 const RESTING_TICKS: u64 = 20;
-/// Ticks between two heartbeats of a leader that lacks nothing but a sign of a voter whose store began to support it anew.
-const UNSEEN_TICKS: u64 = 3;
+/// Ticks between two heartbeats of a leader that serves, and waits for one follower only.
+const WAITING_TICKS: u64 = 3;
+/// While the stores of a quorum support a leader, silence of its voters counts for so much less: their answers are late
+/// because somebody is overloaded, and another election would only add to it.
+const QUORUM_SLACK: u64 = 8;
 /// Ticks without any event before a peer falls asleep: one that is used now and then stays awake.
 const QUIET_TICKS: u64 = 10;
 
 /// How often a leader has to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// Something is under way, or a quorum does not support it.
+    /// Something is under way, or it has no lease.
     Busy,
-    /// A voter's store supports it, but the voter was not seen since that began.
-    Unseen,
+    /// A follower whose store is there lacks something, or was not seen since its store began to support this one.
+    Waiting,
     /// Everybody whose store is there has everything, and a quorum supports it.
     Rests,
 }
@@ -73,12 +76,16 @@ impl Peer {
         }
         let ticks = match self.pace(now, env) {
             Pace::Busy => 1,
-            Pace::Unseen => UNSEEN_TICKS,
+            Pace::Waiting => WAITING_TICKS,
             Pace::Rests => RESTING_TICKS,
         };
         let greets = std::mem::take(&mut self.greets);
         if turn.is_multiple_of(ticks) {
+            let slack = !self.ticks.is_multiple_of(QUORUM_SLACK) && self.lease.has_quorum(now);
             self.raw.tick();
+            if slack && self.raw.raft.lead_transferee.is_none() {
+                self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.saturating_sub(1);
+            }
             self.retry();
         } else if greets {
             self.raw.ping();
@@ -89,13 +96,14 @@ impl Peer {
         let raft = &self.raw.raft;
         let (last, committed) = (raft.raft_log.last_index(), raft.raft_log.committed);
         let idle = committed == last && self.transfer.is_none() && self.reads.is_empty() && self.proposals.is_empty();
+        if !idle || self.lease.until() <= now {
+            return Pace::Busy;
+        }
         let has_all = |id: u64, pr: &raft::Progress| {
             (pr.matched == last && pr.committed_index >= committed) || self.is_silent(id, now, env)
         };
-        if !idle || !self.lease.has_quorum(now) || !raft.prs().iter().all(|(id, pr)| has_all(*id, pr)) {
-            return Pace::Busy;
-        }
-        if self.lease.all_seen(now) { Pace::Rests } else { Pace::Unseen }
+        let rests = self.lease.all_seen(now) && raft.prs().iter().all(|(id, pr)| has_all(*id, pr));
+        if rests { Pace::Rests } else { Pace::Waiting }
     }
 
     /// Whether the store of peer `id` does not support this one: nothing reaches it, as far as is known.

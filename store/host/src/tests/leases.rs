@@ -154,3 +154,22 @@ fn a_restarted_follower_does_not_vote_against_a_lease_it_has_forgotten() {
         cluster.put(1, &format!("k{round}"), "v");
     }
 }
+
+#[test]
+fn answers_that_are_late_cost_no_leadership_while_the_stores_support_it() {
+    let mut cluster = Cluster::new(0);
+    cluster.timing.support.period = Duration::from_secs(2);
+    (1..=3).for_each(|host| cluster.start(host));
+    cluster.create(&[region(1, "", "", &[1, 2, 3])]);
+    cluster.put(1, "k", "v");
+    let (leader, handle, term) = cluster.leader(1);
+    eventually("the lease", || handle.lease(term).then_some(()));
+    cluster.net.filter(Box::new(move |_, to, _| to != leader));
+    let outcome = propose(&handle, term, "k", "w");
+    let start = Now::monotonic();
+    let pause = cluster.timing.election() * 5 / 2;
+    eventually("more than two election timeouts", || (Now::monotonic().since(start) > pause).then_some(()));
+    cluster.net.heal();
+    assert_eq!(outcome.recv().unwrap(), Outcome::Applied);
+    assert_eq!(handle.term(), term);
+}
