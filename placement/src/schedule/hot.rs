@@ -3,7 +3,7 @@
 //! 1. Operations count at the leader. If the hottest and the coolest store differ by more than the tolerance, a hot
 //!    region of the hottest one gets its leader where least is done: on a store that has a replica, otherwise the
 //!    replica and the leader move together.
-//! 2. A region with more than a store's share cannot be evened out by moving: it is split where its load is.
+//! 2. A region that moving does not help, with more than half of a store's share, is split where its load is.
 //! 3. Bytes written count at every replica; for these only followers move, which leaves 1 as it is.
 //!
 //! Other schedulers leave hot regions alone, and this one moves only hot ones and only if that brings two stores clearly
@@ -107,7 +107,7 @@ fn operations(pass: &Pass) -> Result<Plan, String> {
             let plan = match (follower, other()) {
                 (Some(to), _) => Some(Plan::transfer(region, to.id)),
                 (None, Some(to)) => Plan::replace(region, source.id, to.id, Some(to.id)),
-                (None, None) if is_too_hot(pass, region, measure.mean) => Some(Plan::split(region, SplitAt::Load)),
+                (None, None) if is_too_hot(region, measure.mean) => Some(Plan::split(region, SplitAt::Load)),
                 (None, None) => None,
             };
             let why = || {
@@ -167,7 +167,7 @@ fn takes(pass: &Pass, region: &RegionView, from: StoreId, to: &StoreView) -> boo
         && !crowds(pass, region, from, to.id)
 }
 
-/// Whether it does more than a store's share alone.
-fn is_too_hot(pass: &Pass, region: &RegionView, mean: f64) -> bool {
-    region.news.load.ops as f64 > mean * (1.0 + pass.config.hot_tolerance)
+/// Whether it alone does so much of a store's share that stores cannot be evened out with it in one piece.
+fn is_too_hot(region: &RegionView, mean: f64) -> bool {
+    region.news.load.ops as f64 > mean / 2.0
 }

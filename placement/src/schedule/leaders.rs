@@ -10,7 +10,7 @@ use super::view::{RegionView, StoreView, around};
 use super::{choose, hot};
 
 /// Stores with many leaders tried in one pass.
-const SOURCES_MAX: usize = 4;
+const SOURCES_MAX: usize = 16;
 /// Leaders of a store looked at in one pass.
 const LOOKED_AT_MAX: usize = 128;
 
@@ -30,7 +30,7 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
     if most.led() - least.led() <= tolerance * mean {
         return Proposal::nothing(differ);
     }
-    for source in stores.iter().filter(|store| store.led() > mean).take(SOURCES_MAX) {
+    for source in stores.iter().take(SOURCES_MAX) {
         let Some((region, target)) = best(pass, source, tolerance * mean) else { continue };
         let plan = Plan::transfer(region, target.id);
         let why =

@@ -1,8 +1,9 @@
 //! Which stores a region prefers, so that a store that joins or leaves moves close to the least possible data.
 //!
 //! Stores lie on a consistent-hash ring with as many points as their weight says; a region's stores come in the order in
-//! which the ring names them. The order is a preference only: labels, space and evenness go before it. The first
-//! regions of a cluster are placed by the same ring.
+//! which the ring names them, clockwise from the region's place. A store that joins is only put in between: the others keep
+//! their order, so that also a choice by labels changes only for its sake. The order is a preference only: labels, space
+//! and evenness go before it.
 
 use braid_proto::id::{RegionId, StoreId};
 use consistent_hash_ring::{Ring, RingBuilder};
@@ -17,7 +18,8 @@ const VNODES_MAX: f64 = 4_096.0;
 #[derive(Clone, Default)]
 pub struct Preference {
     stores: Vec<(u64, usize)>,
-    ring: Ring<u64>,
+    /// Ends of the stores' arcs on the ring, in order.
+    arcs: Vec<(u64, StoreId)>,
 }
 
 impl std::fmt::Debug for Preference {
@@ -32,14 +34,24 @@ impl Preference {
         let points = |weight: f64| (VNODES as f64 * weight).round().clamp(1.0, VNODES_MAX) as usize;
         let stores: Vec<(u64, usize)> = stores.map(|(id, weight)| (id.0, points(weight))).collect();
         if stores != self.stores {
-            self.ring = RingBuilder::default().weighted_nodes_iter(stores.iter().copied()).build();
+            let ring: Ring<u64> = RingBuilder::default().weighted_nodes_iter(stores.iter().copied()).build();
+            let arcs = ring.resident_ranges().map(|arc| (*arc.keys().end(), StoreId(*arc.node())));
+            self.arcs = if ring.is_empty() { Vec::new() } else { arcs.collect() };
             self.stores = stores;
         }
     }
 
     /// All stores in the order in which a region prefers them.
     pub fn order(&self, region: RegionId) -> impl Iterator<Item = StoreId> + '_ {
-        self.ring.replicas(spread(region.0)).map(|store| StoreId(*store))
+        let place = spread(region.0);
+        let from = self.arcs.partition_point(|(end, _)| *end < place);
+        let clockwise = self.arcs[from..].iter().chain(&self.arcs[..from]);
+        let mut named = Vec::with_capacity(self.stores.len());
+        let first_time = clockwise.filter_map(move |(_, store)| {
+            let first_time = !named.contains(store);
+            first_time.then(|| named.push(*store)).map(|()| *store)
+        });
+        first_time.take(self.stores.len())
     }
 
     /// The place of a store in that order; past the end if it is not on the ring.

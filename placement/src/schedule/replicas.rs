@@ -14,7 +14,7 @@ use super::view::{RegionView, StoreView, around};
 use super::{choose, hot};
 
 /// Full stores tried in one pass.
-const SOURCES_MAX: usize = 4;
+const SOURCES_MAX: usize = 16;
 /// Empty stores tried for each of them.
 const TARGETS_MAX: usize = 8;
 /// Regions of a store looked at in one pass.
@@ -37,7 +37,7 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
         return Proposal::nothing(differ);
     }
     let mut waits = None;
-    for source in stores.iter().filter(|store| store.fill() > mean).take(SOURCES_MAX) {
+    for source in stores.iter().take(SOURCES_MAX) {
         let below = stores.iter().rev().filter(|target| source.fill() - target.fill() > tolerated);
         let looked_at: Vec<&RegionView> = movable(pass, source).collect();
         for target in below.take(TARGETS_MAX) {
@@ -45,8 +45,7 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             let leader =
                 (region.leader_store() == source.id).then(|| choose::next_leader(view, region, source.id)).flatten();
             let Some(plan) = Plan::replace(region, source.id, target.id, leader) else { continue };
-            let why =
-                format!("{} holds {:.0} % more than the mean, {} less", source.id, above(source, mean), target.id);
+            let why = format!("{} is {} fuller than {}", source.id, percent(source, target, mean), target.id);
             match pass.ready(plan, why) {
                 Ok(plan) => return Proposal::one(plan),
                 Err(why) => _ = waits.get_or_insert(why),
@@ -68,8 +67,9 @@ pub(super) fn differ(what: &str, more: StoreId, less: StoreId, apart: f64, mean:
     )
 }
 
-fn above(store: &StoreView, mean: f64) -> f64 {
-    (store.fill() / mean - 1.0) * 100.0
+/// By how much of the mean one store holds more than another.
+fn percent(more: &StoreView, less: &StoreView, mean: f64) -> String {
+    format!("{:.0} %", (more.fill() - less.fill()) / mean * 100.0)
 }
 
 /// Regions with a voter on `source` that may move.

@@ -1,1 +1,9 @@
-//! Tests.
+//! Whole sets of schedulers on simulated clusters, from many starts, with lost orders and dying stores.
+
+mod growth;
+mod load;
+mod repair;
+mod rest;
+mod sim;
+
+use sim::Sim;
