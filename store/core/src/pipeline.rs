@@ -57,7 +57,7 @@ mod tests;
 mod words;
 
 use lease_work::Waiting;
-pub use lease_work::{LeaseState, LeaseWork, Registered};
+pub use lease_work::{LEASE_KEYS_AT_ONCE, LeaseState, LeaseWork, Registered};
 pub use leases::{CHECKPOINT_MS, EXPIRING_MAX, EXTENSION_MS, Keep, LeaseTable};
 pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
 use locks::{Denied, LockTable};

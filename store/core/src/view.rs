@@ -93,7 +93,17 @@ impl View<'_> {
 
     /// What a wipe of `range` deletes: all live records, or, where `lease` is not 0, those that have it attached.
     pub fn wiped(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
-        if lease == 0 { self.scan(range, visit) } else { self.attached(lease, range, visit) }
+        if lease != 0 {
+            return self.attached(lease, range, visit);
+        }
+        if *range != KeyRange::single(range.start.clone()) {
+            return self.scan(range, visit);
+        }
+        // One key: no walk has to be begun for it.
+        if let Some(record) = self.get(&range.start)? {
+            _ = visit(&range.start, &record);
+        }
+        Ok(())
     }
 
     /// How many keys of `range` are live.

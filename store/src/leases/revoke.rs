@@ -33,6 +33,7 @@ use braid_store_client::locks::{LockTerms, Locks, NotLocked, Part, Taken};
 use braid_store_client::regions::{Ask, NoAnswer};
 use braid_store_client::retry::{self, Kind};
 use braid_store_client::route::Route;
+use braid_store_core::pipeline::LEASE_KEYS_AT_ONCE;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use thiserror::Error;
@@ -284,7 +285,7 @@ fn parts(closed: &[Closed], wide: bool) -> Vec<Part> {
     parts
 }
 
-/// What goes under each lock, numbered in key order. What a range has of other leases' keys, and of keys without one,
+/// What goes under each lock, numbered in key order; many keys of one region go a few at a time. What a range has of other leases' keys, and of keys without one,
 /// leaves gaps between the numbers.
 fn shares(lease: i64, parts: &[Part], taken: &[Taken]) -> Result<Vec<Share>, Status> {
     let mut next = 0_u32;
@@ -300,10 +301,17 @@ fn shares(lease: i64, parts: &[Part], taken: &[Taken]) -> Result<Vec<Share>, Sta
             share.wipes = lock.ranges.iter().filter(|_| count > 0).map(wipe).collect();
             next = u32::try_from(count).ok().and_then(|count| next.checked_add(count)).ok_or_else(too_many)?;
         } else {
-            for kv in lock.data.iter().flat_map(|data| &data.kvs).filter(|kv| kv.lease == lease) {
+            let kvs = lock.data.iter().flat_map(|data| &data.kvs).filter(|kv| kv.lease == lease);
+            let many = kvs.clone().count() > LEASE_KEYS_AT_ONCE;
+            for kv in kvs {
                 let (key, supersedes) = (user_key(&kv.key), kv.mod_revision);
-                share.changes.push(Change { key, supersedes, delete: true, ..Change::default() });
-                share.subs.push(next);
+                if many {
+                    let KeyRange { start, end } = KeyRange::single(key);
+                    share.wipes.push(Wipe { start, end, first_sub: next, lease: 0 });
+                } else {
+                    share.changes.push(Change { key, supersedes, delete: true, ..Change::default() });
+                    share.subs.push(next);
+                }
                 next = next.checked_add(1).ok_or_else(too_many)?;
             }
         }

@@ -24,12 +24,15 @@ use bytes::Bytes;
 
 use super::leases::{Became, Keep, LeaseTable, add_range, covers, left_ms, outside};
 use super::{Effect, Item, Numbering, Pipeline, Queued, Woken, Work, busy, judge, refuse, reply, unknown};
-use crate::eval::{EFFECT_BYTES_MAX, EFFECT_CHANGES_MAX};
+use crate::pipeline::multi::WIPE_KEYS;
 use crate::placeholder::{BEFORE, OWN};
 use crate::view::{BaseView, Damaged, View};
 
 /// Leases that a leader remembers as attached; beyond it all are forgotten, and asked for again.
 const ATTACHED_MAX: usize = 1 << 18;
+/// Keys of a lease that go in one entry. More take the way of transactions over several regions, whose locks hide them while
+/// they go a few at a time: applying them at once would hold up what others write.
+pub const LEASE_KEYS_AT_ONCE: usize = WIPE_KEYS;
 /// Bytes of keys that one answer names.
 const KEYS_BYTES_MAX: usize = 8 << 20;
 
@@ -167,7 +170,7 @@ impl<R, W> Waiting<R, W> {
 #[derive(Default)]
 struct Found {
     changes: Vec<Change>,
-    bytes: usize,
+    /// There are more than may go in one entry.
     too_large: bool,
 }
 
@@ -329,7 +332,11 @@ impl<R, W> Pipeline<R, W> {
             true => Found::default(),
             false => self.find_attached(id, base)?,
         };
-        let Some(head) = self.park_if_locked(head, id, &found) else { return Ok(()) };
+        // The mark waits for nobody; those who delete the keys do.
+        let marked = !elsewhere.is_empty() || found.too_large;
+        let Some(head) = (if marked { Some(head) } else { self.park_if_locked(head, id, &found) }) else {
+            return Ok(());
+        };
         self.waiting.close(id);
         if elsewhere.is_empty() && !found.too_large {
             let numbering = if found.changes.is_empty() { Numbering::Beside } else { Numbering::Own };
@@ -344,7 +351,8 @@ impl<R, W> Pipeline<R, W> {
         }
         // Whoever leads from now on finds the mark, and goes on.
         row.revoking = true;
-        if found.changes.is_empty() && !found.too_large {
+        // A transaction over several regions may still attach it here.
+        if found.changes.is_empty() && !found.too_large && !self.locks.attaches(id) {
             row.ranges = elsewhere;
         }
         self.waiting.revokers.entry(id).or_default().extend(head.to);
@@ -397,12 +405,12 @@ impl<R, W> Pipeline<R, W> {
     ) -> Result<(), Damaged> {
         self.waiting.close(id);
         let found = self.find_attached(id, base)?;
-        let Some(head) = self.park_if_locked(head, id, &found) else { return Ok(()) };
         if found.too_large {
             let reason = Some(refusal::Reason::TooLarge(pb::TooLarge {}));
             effects.extend(head.to.map(|to| refuse(to, Refusal { reason })));
             return Ok(());
         }
+        let Some(head) = self.park_if_locked(head, id, &found) else { return Ok(()) };
         let response = |revision| region_response::Result::DetachLease(DetachLeaseResponse { revision });
         if found.changes.is_empty() {
             let rests_on = (!self.overlay.is_empty()).then_some(self.seq);
@@ -444,8 +452,7 @@ impl<R, W> Pipeline<R, W> {
         let view = View { overlay: &self.overlay, base };
         let mut found = Found::default();
         view.attached(id, &self.region.range(), &mut |key, record| {
-            found.bytes += key.len() + 64;
-            found.too_large = found.changes.len() >= EFFECT_CHANGES_MAX || found.bytes > EFFECT_BYTES_MAX;
+            found.too_large = found.changes.len() >= LEASE_KEYS_AT_ONCE;
             if found.too_large {
                 return ControlFlow::Break(());
             }
@@ -482,12 +489,8 @@ impl<R, W> Pipeline<R, W> {
     /// Gives `head` back, unless a transaction over several regions holds what it would delete, or may still attach
     /// the lease here: then it waits for that.
     fn park_if_locked(&mut self, head: Queued<R>, id: i64, found: &Found) -> Option<Queued<R>> {
-        let spans = match (found.too_large, self.locks.is_empty()) {
-            (_, true) => Vec::new(),
-            // Its keys may be anywhere.
-            (true, false) => vec![self.region.range()],
-            (false, false) => found.changes.iter().map(|change| KeyRange::single(change.key.clone())).collect(),
-        };
+        let keys = if self.locks.is_empty() { &[][..] } else { &found.changes };
+        let spans = keys.iter().map(|change| KeyRange::single(change.key.clone())).collect();
         self.park_if(head, id, spans, true)
     }
 

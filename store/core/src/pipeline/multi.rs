@@ -595,11 +595,11 @@ fn carry<R, W>(lock: &Lock, effects: &mut Vec<Effect<R, W>>) {
 /// The next keys to go; `wipes` is left with what remains.
 fn wipe(wipes: &mut Vec<Wipe>, view: &View<'_>) -> Result<(Vec<Change>, Vec<u32>), Damaged> {
     let (mut changes, mut subs) = (Vec::new(), Vec::new());
-    while let Some(next) = wipes.first_mut() {
+    let mut done = 0;
+    for next in wipes.iter_mut() {
         let range = KeyRange { start: next.start.clone(), end: next.end.clone() };
         let mut more = false;
-        let lease = next.lease;
-        view.wiped(lease, &range, &mut |key, record| {
+        view.wiped(next.lease, &range, &mut |key, record| {
             more = changes.len() >= WIPE_KEYS;
             if more {
                 next.start = key.clone();
@@ -614,8 +614,9 @@ fn wipe(wipes: &mut Vec<Wipe>, view: &View<'_>) -> Result<(Vec<Change>, Vec<u32>
         if more {
             break;
         }
-        wipes.remove(0);
+        done += 1;
     }
+    wipes.drain(..done);
     Ok((changes, subs))
 }
 
