@@ -11,9 +11,9 @@ use crate::kill::wait_whole;
 
 const TTL: i64 = 3;
 /// Longer than the TTL, every election and every lease of a leader.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(4);
 /// Keep-alives that take longer than the TTL.
-const MORE: usize = 9;
+const MORE: usize = 8;
 const GRANTED: i64 = 24;
 const REVOKED: i64 = 8;
 
