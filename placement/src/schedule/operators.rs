@@ -98,7 +98,6 @@ impl Operators {
         config: &Config,
         now_ms: u64,
     ) -> Result<OperatorId, String> {
-        plan.may_start(view, config, now_ms)?;
         let present = self.active.get(&plan.region).map(|present| (present.id, present.plan.priority));
         let merged_into = self.active.values().find(|other| other.plan.with == Some(plan.region));
         if let Some(other) = merged_into {
@@ -107,6 +106,7 @@ impl Operators {
         if let Some((id, priority)) = present.filter(|(_, priority)| *priority >= plan.priority) {
             return Err(format!("{id} is under way on {}, of priority {priority:?}", plan.region));
         }
+        plan.may_start(view, config, now_ms)?;
         let allowed = match plan.priority {
             Priority::Admin | Priority::Repair => config.operators_max,
             _ => (config.operators_max * 3 / 4).max(1),

@@ -183,9 +183,11 @@ impl View {
         let from = range.start.clone()..;
         let inside = self.index.by_start.range(from).take_while(|(start, _)| range.contains(start));
         let inside: Vec<RegionId> = inside.map(|(_, inside)| *inside).filter(|inside| *inside != id).collect();
-        let version_of =
-            |id| self.regions.get(id).map_or(0, |region: &RegionView| region.news.region.region_epoch().version);
-        if inside.iter().any(|other| version_of(other) >= version) {
+        let version_of = |id: RegionId| self.regions[&id].news.region.region_epoch().version;
+        let before = self.index.by_start.range::<Bytes, _>(..&range.start).next_back().map(|(_, before)| *before);
+        let before =
+            before.filter(|id| self.regions[id].news.region.range().overlaps(&range)).filter(|before| *before != id);
+        if inside.iter().copied().chain(before).any(|other| version_of(other) >= version) {
             return Taken::Stale;
         }
         let gone: Vec<RegionId> = inside

@@ -1,1 +1,107 @@
-//! Tests.
+//! An operator, report by report.
+
+use braid_proto::id::PeerId;
+use braid_proto::pb::Peer;
+
+use super::*;
+use crate::schedule::view::RegionNews;
+
+fn peer(id: u64, learner: bool) -> Peer {
+    Peer { id: 10 + id, store_id: id, learner }
+}
+
+fn news(conf_ver: u64, peers: &[Peer], leader: u64) -> RegionNews {
+    let epoch = Some(RegionEpoch { conf_ver, version: 1 });
+    let region = Region { id: 7, start: "a".into(), end: "m".into(), epoch, peers: peers.to_vec() };
+    RegionNews { region, leader: PeerId(10 + leader), bytes: 5 << 20, ..RegionNews::default() }
+}
+
+struct Bench {
+    view: View,
+    config: Config,
+    operator: Operator,
+}
+
+impl Bench {
+    /// The replica on s1, which leads, is to go to s4.
+    fn new() -> Self {
+        let mut view = View::new(Vec::new());
+        (1..=5).for_each(|id| view.put_store(StoreId(id), Default::default(), 1.0));
+        view.take(news(1, &[peer(1, false), peer(2, false), peer(3, false)], 1), 0);
+        let region = view.region(RegionId(7)).unwrap();
+        let mut plan = Plan::replace(region, StoreId(1), StoreId(4), None).unwrap();
+        plan.steps.iter_mut().for_each(|step| step.name(3, &mut || 14));
+        let operator = Operator::new(OperatorId(1), plan, region, 0);
+        Self { view, config: Config::default(), operator }
+    }
+
+    fn report(&mut self, news: RegionNews, now_ms: u64) -> Progress {
+        self.view.take(news, now_ms);
+        self.look(now_ms)
+    }
+
+    fn look(&mut self, now_ms: u64) -> Progress {
+        self.operator.step(self.view.region(RegionId(7)).unwrap(), &self.view, &self.config, now_ms)
+    }
+}
+
+fn ordered(progress: &Progress) -> String {
+    match progress {
+        Progress::Order(order) => format!("{}: {}", order.leader, order.step),
+        Progress::Wait(_) => "wait".to_owned(),
+        Progress::Done => "done".to_owned(),
+        Progress::Failed(why) => format!("failed: {why}"),
+    }
+}
+
+#[test]
+fn schedule_moves_a_leaders_replica_step_by_step() {
+    let mut bench = Bench::new();
+    let (one, two, three) = (peer(1, false), peer(2, false), peer(3, false));
+    assert_eq!(ordered(&bench.look(0)), "s1: add learner p14 on s4");
+    assert_eq!(ordered(&bench.look(100)), "wait", "an order is not given again at once");
+    assert_eq!(ordered(&bench.look(6_000)), "s1: add learner p14 on s4");
+    let mut added = news(2, &[one, two, three, peer(4, true)], 1);
+    added.catching_up = vec![PeerId(14)];
+    assert_eq!(ordered(&bench.report(added.clone(), 7_000)), "wait", "the learner has not caught up");
+    added.catching_up.clear();
+    assert_eq!(ordered(&bench.report(added.clone(), 8_000)), "s1: transfer leader to s2", "the leader keeps its vote");
+    added.leader = PeerId(12);
+    assert_eq!(ordered(&bench.report(added, 14_000)), "s2: promote s4, demote s1");
+    let mut changed = news(4, &[peer(1, true), two, three, peer(4, false)], 2);
+    changed.joint = true;
+    assert_eq!(ordered(&bench.report(changed.clone(), 15_000)), "wait");
+    changed.joint = false;
+    assert_eq!(ordered(&bench.report(changed, 16_000)), "s2: remove peer on s1");
+    assert_eq!(ordered(&bench.report(news(5, &[two, three, peer(4, false)], 2), 17_000)), "done");
+}
+
+#[test]
+fn schedule_gives_up_when_somebody_else_changes_the_region_or_time_is_over() {
+    let mut bench = Bench::new();
+    bench.look(0);
+    let foreign = news(2, &[peer(1, false), peer(2, false), peer(3, false), peer(5, true)], 1);
+    assert_eq!(ordered(&bench.report(foreign, 1)), "failed: the peers of r7 were changed by somebody else");
+
+    let mut bench = Bench::new();
+    bench.look(0);
+    let mut split = news(1, &[peer(1, false), peer(2, false), peer(3, false)], 1);
+    split.region.epoch = Some(RegionEpoch { conf_ver: 1, version: 2 });
+    assert_eq!(ordered(&bench.report(split, 1)), "failed: r7 was split or merged meanwhile");
+
+    let mut bench = Bench::new();
+    bench.look(0);
+    let late = bench.config.snapshot_ms_max + 10_000;
+    assert!(ordered(&bench.look(late)).starts_with("failed: not done in 60"), "{:?}", bench.look(late));
+    assert_eq!(bench.operator.gone(Some(RegionId(9))), Progress::Failed("the region was merged into r9".to_owned()));
+}
+
+#[test]
+fn schedule_holds_back_a_change_that_would_cost_the_quorum() {
+    let mut bench = Bench::new();
+    bench.look(0);
+    let mut added = news(2, &[peer(1, false), peer(2, false), peer(3, false), peer(4, true)], 2);
+    added.down = vec![PeerId(13), PeerId(11)];
+    assert_eq!(ordered(&bench.report(added, 10)), "wait");
+    assert_eq!(bench.operator.said, "for a quorum of r7's voters");
+}

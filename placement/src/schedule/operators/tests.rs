@@ -1,1 +1,97 @@
-//! Tests.
+//! Limits, priorities and history.
+
+use braid_proto::id::PeerId;
+use braid_proto::pb::{Peer, Region, RegionEpoch};
+
+use super::*;
+use crate::schedule::plan::By;
+use crate::schedule::scheduler::Kind;
+use crate::schedule::view::RegionNews;
+
+fn view(regions: u64) -> View {
+    let mut view = View::new(Vec::new());
+    (1..=6).for_each(|id| view.put_store(StoreId(id), Default::default(), 1.0));
+    for id in 1..=regions {
+        let peers = (1..=3).map(|store_id| Peer { id: id * 10 + store_id, store_id, learner: false }).collect();
+        let (start, end) = (format!("{id:04}").into(), format!("{:04}", id + 1).into());
+        let epoch = Some(RegionEpoch { conf_ver: 1, version: 1 });
+        let region = Region { id, start, end, epoch, peers };
+        view.take(RegionNews { region, leader: PeerId(id * 10 + 1), bytes: 64 << 20, ..RegionNews::default() }, 0);
+    }
+    view
+}
+
+fn moving(view: &View, region: u64, to: u64, priority: Priority) -> Plan {
+    let plan = Plan::replace(view.region(RegionId(region)).unwrap(), StoreId(3), StoreId(to), None).unwrap();
+    plan.because(By::Scheduler(Kind::Replicas), priority, "a test".to_owned())
+}
+
+#[test]
+fn schedule_keeps_to_one_operator_a_region_and_lets_the_more_urgent_one_go_first() {
+    let (mut view, config, mut operators) = (view(3), Config::default(), Operators::default());
+    let plan = moving(&view, 1, 4, Priority::Balance);
+    let refused = operators.start(plan.clone(), &mut view, &config, 0).unwrap_err();
+    assert_eq!(refused, "ids for new peers are still being fetched");
+    assert_eq!(operators.ids_wanted(), IDS_AT_HAND);
+    operators.feed_ids(1_000, operators.ids_wanted());
+    operators.start(plan.clone(), &mut view, &config, 0).unwrap();
+    assert_eq!(operators.ids_wanted(), 0);
+    assert!(operators.start(plan, &mut view, &config, 0).unwrap_err().contains("o1 is under way on r1"));
+    let repair = moving(&view, 1, 5, Priority::Repair);
+    operators.start(repair, &mut view, &config, 5).unwrap();
+    let ended = operators.history().next().unwrap();
+    assert_eq!(ended.outcome.to_string(), "cancelled: something more urgent takes its place");
+    assert_eq!(view.region(RegionId(1)).unwrap().goal.as_ref().unwrap().stores, [1, 2, 5].map(StoreId));
+    assert!(operators.cancel(RegionId(1), "an operator", &mut view, &config, 6));
+    assert!(!operators.cancel(RegionId(1), "an operator", &mut view, &config, 6));
+    assert!(view.region(RegionId(1)).unwrap().goal.is_none());
+    assert_eq!(view.stores().map(|store| store.receiving + store.sending).sum::<usize>(), 0);
+}
+
+#[test]
+fn schedule_limits_copies_to_and_from_a_store_and_keeps_one_place_for_repair() {
+    let (mut view, mut config, mut operators) = (view(12), Config::default(), Operators::default());
+    (config.snapshots_receiving_max, config.snapshots_sending_max, config.move_bytes_per_second) = (2, 4, 0);
+    operators.feed_ids(1_000, IDS_AT_HAND);
+    let mut start = |region, to, priority| {
+        let plan = moving(&view, region, to, priority);
+        operators.start(plan, &mut view, &config, 0)
+    };
+    start(1, 4, Priority::Balance).unwrap();
+    assert_eq!(start(2, 4, Priority::Balance).unwrap_err(), "s4 receives 1 replicas, as many as it may");
+    start(2, 4, Priority::Repair).unwrap();
+    assert_eq!(start(3, 4, Priority::Repair).unwrap_err(), "s4 receives 2 replicas, as many as it may");
+    start(3, 5, Priority::Balance).unwrap();
+    start(4, 6, Priority::Balance).unwrap();
+    assert_eq!(start(5, 5, Priority::Repair).unwrap_err(), "s1 sends 4 replicas, as many as it may");
+}
+
+#[test]
+fn schedule_paces_the_bytes_that_a_store_receives() {
+    let (mut view, mut config, mut operators) = (view(3), Config::default(), Operators::default());
+    config.move_bytes_per_second = 32 << 20;
+    operators.feed_ids(1_000, IDS_AT_HAND);
+    let plan = moving(&view, 1, 4, Priority::Balance);
+    operators.start(plan, &mut view, &config, 0).unwrap();
+    let plan = moving(&view, 2, 4, Priority::Balance);
+    let refused = operators.start(plan.clone(), &mut view, &config, 1_900).unwrap_err();
+    assert_eq!(refused, "s4 has received as much as it may per second");
+    operators.start(plan, &mut view, &config, 2_000).unwrap();
+}
+
+#[test]
+fn schedule_remembers_only_the_last_operators_and_lets_failed_regions_rest() {
+    let (mut view, mut config, mut operators) = (view(1), Config::default(), Operators::default());
+    config.history_max = 3;
+    operators.feed_ids(1_000, IDS_AT_HAND);
+    for round in 1..=5 {
+        let plan = moving(&view, 1, 4, Priority::Admin);
+        let id = operators.start(plan, &mut view, &config, 1_000_000).unwrap();
+        operators.refused(id, "the disk is full", &mut view, &config, 1_000_000);
+        let rest = view.region(RegionId(1)).unwrap().rest_until_ms - 1_000_000;
+        assert_eq!(rest, config.failed_rest_ms << (round - 1));
+    }
+    let ids: Vec<u64> = operators.history().map(|ended| ended.operator.id.0).collect();
+    assert_eq!(ids, [5, 4, 3]);
+    assert_eq!(operators.history().next().unwrap().outcome.to_string(), "failed: the disk is full");
+}
