@@ -228,7 +228,7 @@ impl<R, W> Pipeline<R, W> {
                 effects.extend(to.map(|to| reply(to, region_response::Result::Lock(conflict))));
             }
             Work::Lock(request) => self.lock(to, request, base, heard, effects)?,
-            Work::Decide(request) => self.decide(to, request, heard),
+            Work::Decide(request) => self.decide(to, request, heard, effects),
             Work::Release(txn) => self.release(to, txn, effects),
             Work::Commit(request) => self.commit(to, request, effects),
             Work::Step(token) => self.step(token, base)?,
@@ -337,10 +337,20 @@ impl<R, W> Pipeline<R, W> {
         Ok((*bytes <= LOCK_READ_BYTES_MAX).then(|| LockedData { count: kvs.len() as i64, kvs }))
     }
 
-    fn decide(&mut self, to: Option<R>, request: DecideRequest, heard: i64) {
+    fn decide(&mut self, to: Option<R>, request: DecideRequest, heard: i64, effects: &mut Vec<Effect<R, W>>) {
         let mut shares = request.shares.into_iter();
         let own = shares.next().unwrap_or_default();
         let others: Vec<Share> = shares.collect();
+        let mine = |lock: &&Lock| lock.row.txn == request.txn && !lock.is_undecided();
+        match own.token.and_then(|token| self.locks.get(token)).filter(mine).map(|lock| lock.row.revision) {
+            None => {}
+            Some(0) => return effects.extend(to.map(|to| refuse(to, busy("the transaction is being decided")))),
+            // A late copy hears what the first one was told, as long as that is known.
+            Some(revision) => {
+                let again = DecideResponse { over: false, revision };
+                return self.push_bound(to, region_response::Result::Decide(again), None);
+            }
+        }
         let seq = self.seq + 1;
         let found = own.token.and_then(|token| self.locks.get_mut(token));
         let Some(lock) = found.filter(|lock| lock.is_undecided() && lock.row.txn == request.txn) else {

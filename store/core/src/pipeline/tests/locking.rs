@@ -301,6 +301,27 @@ fn the_oldest_record_knows() {
     }
 }
 
+/// M4: a late copy of a decision takes no second number, and hears the first one while the record stands.
+#[test]
+fn a_decision_that_comes_twice_is_told_what_it_was() {
+    let mut script = Script::leading(10).with_key("a", "old", 5);
+    let (token, _) = script.locked(1, lock(M, "a", &["a"], true));
+    let shares = || {
+        let own = share(token, "a", vec![change("a", "new", 5)], vec![1]);
+        vec![own, share(ELSEWHERE, "z", vec![change("z", "new", 0)], vec![0])]
+    };
+    script.work(2, decide(shares()));
+    script.work(3, decide(shares()));
+    let answers = script.answers();
+    assert!(answers.len() == 1 && answers[0].contains("being decided"), "the first one has no number yet: {answers:?}");
+    script.number(40);
+    assert_eq!(script.answers(), ["2 Decide(DecideResponse { over: false, revision: 41 })"]);
+    script.work(4, decide(shares()));
+    script.number(50);
+    assert_eq!(script.answers(), ["4 judged Decide(DecideResponse { over: false, revision: 41 })"]);
+    assert_eq!(script.value("a"), Some(("new".to_owned(), 41)));
+}
+
 /// M3, H7: after the record is gone a decision finds nothing.
 #[test]
 fn a_decision_after_the_abort_does_nothing() {
