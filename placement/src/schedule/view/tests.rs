@@ -58,7 +58,7 @@ fn check(view: &View) {
     assert_eq!(index.by_voters.values().map(|set| set.len()).sum::<usize>(), regions);
     assert_eq!(index.by_crowding.values().map(|set| set.len()).sum::<usize>(), regions);
     assert_eq!(index.unwell.len(), view.regions().filter(|region| !region.is_calm()).count());
-    assert_eq!(index.ops, view.regions().map(|region| region.news.load.ops).sum());
+    assert_eq!(index.ops, view.regions().map(|region| region.news.load.ops).sum::<u64>());
 }
 
 #[test]
