@@ -66,6 +66,11 @@ impl KeyRange {
         Self { start: key, end: end.freeze() }
     }
 
+    /// Whether it is [`Self::single`] of its first key.
+    pub fn is_single(&self) -> bool {
+        self.end.len() == self.start.len() + 1 && self.end.ends_with(&[0]) && self.end.starts_with(&self.start)
+    }
+
     /// The internal keys that etcd's `(key, range_end)` names: one key (empty `range_end`), everything from `key` on
     /// (`range_end` is one zero byte), or `[key, range_end)`, which is empty where `range_end <= key`.
     pub fn user(key: &[u8], range_end: &[u8]) -> Self {
@@ -124,6 +129,14 @@ mod tests {
         assert_eq!(KeyRange::user(b"a", b"\0"), range(" a", "!"));
         assert!(KeyRange::user(b"c", b"a").is_empty());
         assert!(!KeyRange::user(b"\0", b"\0").is_empty());
+    }
+
+    #[test]
+    fn one_key_is_told_from_a_range() {
+        assert!(range("a", "a\0").is_single() && KeyRange::single(Bytes::new()).is_single());
+        for (start, end) in [("a", "b"), ("a", "a\0\0"), ("a", "b\0"), ("a", "a\x01"), ("a", ""), ("", "")] {
+            assert!(!range(start, end).is_single(), "{start:?} {end:?}");
+        }
     }
 
     #[test]

@@ -77,6 +77,13 @@ impl View<'_> {
 
     /// The live records of `range`, in key order.
     pub fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
+        if range.is_single() {
+            // To begin a walk costs more than to look.
+            if let Some(record) = self.get(&range.start)? {
+                _ = visit(&range.start, &record);
+            }
+            return Ok(());
+        }
         if self.overlay.touches(range).is_none() {
             return self.base.scan(range, visit);
         }
@@ -93,17 +100,7 @@ impl View<'_> {
 
     /// What a wipe of `range` deletes: all live records, or, where `lease` is not 0, those that have it attached.
     pub fn wiped(&self, lease: i64, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
-        if lease != 0 {
-            return self.attached(lease, range, visit);
-        }
-        if *range != KeyRange::single(range.start.clone()) {
-            return self.scan(range, visit);
-        }
-        // One key: no walk has to be begun for it.
-        if let Some(record) = self.get(&range.start)? {
-            _ = visit(&range.start, &record);
-        }
-        Ok(())
+        if lease == 0 { self.scan(range, visit) } else { self.attached(lease, range, visit) }
     }
 
     /// How many keys of `range` are live.
