@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
-use crate::harness::wait_for;
+use crate::harness::{PATIENCE, wait_for};
 
 /// Between two questions how far the watch is, as kube-apiserver asks.
 const ASK: Duration = Duration::from_millis(100);
@@ -170,7 +170,8 @@ impl Asleep {
     pub async fn wake(mut self) -> (Vec<Told>, i64) {
         let mut heard = Heard::default();
         loop {
-            let response = self.responses.message().await.expect("a stream that stands").expect("more to come");
+            let response = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an end in time");
+            let response = response.expect("a stream that stands").expect("more to come");
             if response.canceled {
                 let header = response.header.expect("a header");
                 assert_eq!((header.revision, response.cancel_reason.as_str()), (0, ""));
