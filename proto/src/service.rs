@@ -19,8 +19,13 @@ pub trait RegionService: Send + Sync + 'static {
     /// write whose outcome cannot be known answers `Refusal::unknown`.
     fn call(&self, request: RegionRequest) -> BoxFuture<RegionResponse>;
 
+    /// Whether it can be followed here; otherwise only over a connection to its store.
+    fn can_be_followed(&self) -> bool {
+        false
+    }
+
     /// Obeys orders about what happens in the regions, and tells what comes of them. Ends with the orders, or at one that is
-    /// against the protocol. `None`: this service does not watch.
+    /// against the protocol. `None`: it cannot be followed here.
     fn follow(&self, orders: BoxStream<'static, WatchOrder>) -> Option<BoxStream<'static, WatchFeed>> {
         _ = orders;
         None

@@ -124,6 +124,10 @@ impl RegionService for LocalRegions {
         }
     }
 
+    fn can_be_followed(&self) -> bool {
+        true
+    }
+
     fn follow(&self, orders: BoxStream<'static, WatchOrder>) -> Option<BoxStream<'static, WatchFeed>> {
         Some(self.regions.publisher().follow(orders))
     }

@@ -191,7 +191,7 @@ impl Hub {
 
     fn connect(&self, store: StoreId, orders: mpsc::UnboundedReceiver<WatchOrder>) {
         let Some(hub) = self.this.upgrade() else { return };
-        let way = match self.regions.local(store) {
+        let way = match self.regions.local(store).filter(|service| service.can_be_followed()) {
             Some(service) => Way::Here(service),
             None => Way::There(self.regions.address(store)),
         };
