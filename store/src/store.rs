@@ -220,7 +220,8 @@ impl Store {
         RegionWatchService::new(self.config.cluster_id, self.config.store_id, Arc::clone(&self.publisher))
     }
 
-    /// What happens in its regions, for a proxy of the same process.
+    /// What happens in its regions, for a caller of the same process that gives its orders one by one. A proxy goes through
+    /// [`Self::local`].
     pub fn watch(&self) -> Following {
         self.publisher.connect()
     }
