@@ -67,7 +67,7 @@ pub fn first_regions(plan: &Plan, stores: &[Store], first_id: u64) -> Vec<Region
         };
         *led.entry(leader).or_default() += 1;
         chosen.sort_unstable_by_key(|store| (*store != leader, *store));
-        let peers = chosen.into_iter().map(|store_id| Peer { id: next_id(), store_id, learner: false }).collect();
+        let peers = chosen.into_iter().map(|store_id| Peer::voter(next_id(), store_id)).collect();
         Region { id, start, end, epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }), peers }
     });
     regions.collect()

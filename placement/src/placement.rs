@@ -299,7 +299,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 fn group(members: &[MemberConfig]) -> Region {
     let mut ids: Vec<u64> = members.iter().map(|member| member.id).collect();
     ids.sort_unstable();
-    let peers = ids.into_iter().zip(1..).map(|(store_id, id)| Peer { id, store_id, learner: false }).collect();
+    let peers = ids.into_iter().zip(1..).map(|(store_id, id)| Peer::voter(id, store_id)).collect();
     Region { id: REGION.0, epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }), peers, ..Default::default() }
 }
 

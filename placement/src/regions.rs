@@ -76,7 +76,7 @@ impl Known {
             term: self.term,
             ..self.report.clone()
         };
-        RegionState { report: Some(report), leader_store: self.leader_store().0 }
+        RegionState { report: Some(report), leader_store: self.leader_store().0, operator: None }
     }
 }
 

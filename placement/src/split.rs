@@ -100,6 +100,7 @@ fn order(region: &Region, key: &Bytes, ids: &[u64]) -> SplitRegionRequest {
         split_key: key.clone(),
         child_id: ids[0],
         child_peer_ids: ids[1..].to_vec(),
+        ..SplitRegionRequest::default()
     }
 }
 

@@ -12,6 +12,18 @@ impl fmt::Display for RegionEpoch {
     }
 }
 
+impl Peer {
+    /// A peer that votes.
+    pub fn voter(id: u64, store_id: u64) -> Self {
+        Self { id, store_id, learner: false, changing: false }
+    }
+
+    /// A peer that does not vote.
+    pub fn learner(id: u64, store_id: u64) -> Self {
+        Self { learner: true, ..Self::voter(id, store_id) }
+    }
+}
+
 impl Region {
     /// Identity as a newtype.
     pub fn region_id(&self) -> RegionId {
@@ -26,6 +38,11 @@ impl Region {
     /// The internal keys it holds.
     pub fn range(&self) -> KeyRange {
         KeyRange { start: self.start.clone(), end: self.end.clone() }
+    }
+
+    /// Whether a change of voters has begun and is not over (joint consensus).
+    pub fn is_joint(&self) -> bool {
+        self.peers.iter().any(|peer| peer.changing)
     }
 
     /// Its peer on `store`, if it has one.

@@ -19,7 +19,7 @@ pub struct RegionSplit {
 
 /// Splits the region that holds `key`.
 pub async fn run(mut connection: Connection, key: Key) -> Result<RegionSplit> {
-    let request = connection.request(AdminSplitRequest { key: user_key(&key.0) });
+    let request = connection.request(AdminSplitRequest { key: user_key(&key.0), ..Default::default() });
     let result = connection.client.region_split(request).await;
     let answer = connection.answer(result, |answer| answer.header.as_ref())?;
     if !answer.failed.is_empty() {

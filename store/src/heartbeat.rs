@@ -79,6 +79,7 @@ impl Heartbeat {
             leaders,
             full,
             dropped_below: self.compaction.dropped_below(),
+            lonely: Vec::new(),
         };
         match self.placement.store_heartbeat(request, tokio::time::Instant::now() + PATIENCE).await {
             Ok(answer) => {

@@ -166,7 +166,7 @@ impl Cluster {
 const EPOCH: RegionEpoch = RegionEpoch { conf_ver: 1, version: 1 };
 
 fn whole() -> Region {
-    let peers = (1..=3).map(|store| Peer { id: 10 + store, store_id: store, learner: false }).collect();
+    let peers = (1..=3).map(|store| Peer::voter(10 + store, store)).collect();
     Region { id: 1, epoch: Some(EPOCH), peers, ..Default::default() }
 }
 
@@ -297,6 +297,7 @@ async fn a_split_under_writes_loses_nothing_and_leaves_no_hole() {
         split_key: user_key(b"m"),
         child_id: 2,
         child_peer_ids: vec![21, 22, 23],
+        ..SplitRegionRequest::default()
     };
     let answer = cluster.store(leader).service().split_region(tonic::Request::new(split)).await;
     let answer = answer.expect("an answer").into_inner();

@@ -54,10 +54,11 @@ impl Splitter {
         let worker = tokio::spawn(async move {
             let mut splits = Splits::default();
             while let Some(key) = receiver.recv().await {
-                let refusal = match client.region_split(AdminSplitRequest { key: user_key(&key) }).await {
-                    Ok(answer) => answer.into_inner().failed,
-                    Err(status) => status.to_string(),
-                };
+                let refusal =
+                    match client.region_split(AdminSplitRequest { key: user_key(&key), ..Default::default() }).await {
+                        Ok(answer) => answer.into_inner().failed,
+                        Err(status) => status.to_string(),
+                    };
                 match refusal.is_empty() {
                     true => splits.done += 1,
                     false => {

@@ -5,7 +5,7 @@ use braid_proto::pb::{Peer, RegionEpoch};
 use super::*;
 
 fn region(id: u64, start: &'static str, end: &'static str, version: u64) -> Region {
-    let peer = |store_id| Peer { id: id * 10 + store_id, store_id, learner: false };
+    let peer = |store_id| Peer::voter(id * 10 + store_id, store_id);
     Region {
         id,
         start: start.into(),

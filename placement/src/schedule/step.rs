@@ -103,7 +103,7 @@ impl Step {
     pub fn change(&self, peers: &mut Shape) {
         match self {
             Self::AddLearner { store, peer } => {
-                peers.0.push(Peer { id: peer.0, store_id: store.0, learner: true });
+                peers.0.push(Peer::learner(peer.0, store.0));
                 peers.0.sort_unstable_by_key(|peer| peer.id);
             }
             Self::ChangePeers { promote, demote } => {

@@ -35,6 +35,7 @@ impl AdminService {
                 stats: memory.presence.stats(id),
                 state: memory.presence.state(id, now).to_owned(),
                 seconds_since_heartbeat: memory.presence.silence(id, now).as_secs(),
+                ..StoreState::default()
             }
         });
         states.collect()

@@ -14,7 +14,7 @@ fn admit(store_id: u64, name: &str, addr: &str) -> AdmitStore {
 }
 
 fn region(id: u64, stores: &[u64]) -> Region {
-    let peer = |store: &u64| Peer { id: id * 10 + store, store_id: *store, learner: false };
+    let peer = |store: &u64| Peer::voter(id * 10 + store, *store);
     Region {
         id,
         epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),

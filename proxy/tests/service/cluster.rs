@@ -244,6 +244,7 @@ impl Admin for FakePlacement {
         let state = |(region, leader): (Region, StoreId)| RegionState {
             report: Some(RegionReport { region: Some(region), ..Default::default() }),
             leader_store: leader.0,
+            operator: None,
         };
         let regions = self.world.routes().into_iter().map(state).collect();
         Ok(Response::new(RegionListResponse { header: self.header(), regions }))

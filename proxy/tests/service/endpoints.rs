@@ -102,9 +102,14 @@ async fn admin_calls_go_to_placement() {
     let mut client = AdminClient::new(cluster.channel().await);
     let stores = client.store_list(pb::StoreListRequest {}).await.expect("served").into_inner().stores;
     assert_eq!(stores[0].state, "up");
-    let split = client.region_split(pb::AdminSplitRequest { key: "k".into() }).await.expect("served").into_inner();
+    let split = client
+        .region_split(pb::AdminSplitRequest { key: "k".into(), ..Default::default() })
+        .await
+        .expect("served")
+        .into_inner();
     assert_eq!(split.failed, "cannot split at b\"k\"");
-    let regions = client.region_list(pb::RegionListRequest { start: "b".into(), end: "a".into() }).await;
+    let regions =
+        client.region_list(pb::RegionListRequest { start: "b".into(), end: "a".into(), ..Default::default() }).await;
     fails(regions, Code::InvalidArgument, "no such range");
     cluster.kill_placement();
     let status = client.store_list(pb::StoreListRequest {}).await.expect_err("nobody answers");

@@ -54,7 +54,7 @@ async fn a_dead_leader_is_found_out_by_asking_the_others() {
 async fn two_replicas_that_point_at_each_other_do_not_hold_a_request_for_ever() {
     let (cluster, mut client) = warm().await;
     let points_at = |store_id| {
-        let leader = Some(Peer { id: 10 + store_id, store_id, learner: false });
+        let leader = Some(Peer::voter(10 + store_id, store_id));
         Script::Refuse(Reason::NotLeader(NotLeader { leader }))
     };
     for _ in 0..3 {

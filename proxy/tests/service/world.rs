@@ -105,7 +105,7 @@ impl World {
                 start: pair[0].clone(),
                 end: pair[1].clone(),
                 epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-                peers: (1..=3).map(|store_id| Peer { id: id * 10 + store_id, store_id, learner: false }).collect(),
+                peers: (1..=3).map(|store_id| Peer::voter(id * 10 + store_id, store_id)).collect(),
             };
             state.regions.push((region, StoreId(index as u64 % 3 + 1)));
         }
@@ -157,7 +157,7 @@ impl World {
         let mut state = self.state.lock();
         let (region, leader) =
             state.regions.iter_mut().find(|(candidate, _)| candidate.id == region).expect("a region");
-        let peer = |store_id: &u64| Peer { id: region.id * 10 + store_id, store_id: *store_id, learner: false };
+        let peer = |store_id: &u64| Peer::voter(region.id * 10 + store_id, *store_id);
         region.peers = stores.iter().map(peer).collect();
         region.epoch.as_mut().expect("an epoch").conf_ver += 1;
         *leader = StoreId(stores[0]);

@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     fn peer(store_id: u64, learner: bool) -> Peer {
-        Peer { id: store_id, store_id, learner }
+        Peer { learner: learner, ..Peer::voter(store_id, store_id) }
     }
 
     #[test]

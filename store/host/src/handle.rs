@@ -203,9 +203,8 @@ impl PeerHandle {
             region: Some((*self.region()).clone()),
             leader_peer: self.0.peer.id,
             term: view.term,
-            approximate_bytes: 0,
-            approximate_keys: 0,
             down_peers: self.0.down_peers.load().to_vec(),
+            ..RegionReport::default()
         })
     }
 

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     fn region() -> Region {
-        let peer = |id, store_id| Peer { id, store_id, learner: store_id == 3 };
+        let peer = |id, store_id| Peer { learner: store_id == 3, ..Peer::voter(id, store_id) };
         Region {
             id: 1,
             start: "b".into(),
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(parent.epoch, Some(RegionEpoch { conf_ver: 4, version: 3 }));
         assert_eq!((child.epoch, child.id), (parent.epoch, 2));
         assert_eq!(parent.peers, region().peers);
-        assert_eq!(child.peers[2], Peer { id: 23, store_id: 3, learner: true });
+        assert_eq!(child.peers[2], Peer::learner(23, 3));
     }
 
     #[test]

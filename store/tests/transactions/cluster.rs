@@ -197,6 +197,7 @@ impl Cluster {
             split_key,
             child_id,
             child_peer_ids: (1..=3).map(|peer| child_id * 10 + peer).collect(),
+            ..SplitRegionRequest::default()
         };
         let answer = self.service(leader).split_region(tonic::Request::new(split)).await;
         let answer = answer.expect("an answer").into_inner();
@@ -337,7 +338,7 @@ fn regions() -> Vec<Region> {
         .map(|id| {
             // The first peer campaigns at once.
             let stores = (0..3).map(|turn| (id - 1 + turn) % 3 + 1);
-            let peers = stores.map(|store| Peer { id: 10 * id + store, store_id: store, learner: false }).collect();
+            let peers = stores.map(|store| Peer::voter(10 * id + store, store)).collect();
             let (start, end) = (bounds[id as usize - 1].clone(), bounds[id as usize].clone());
             Region { id, start, end, epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }), peers }
         })

@@ -34,7 +34,7 @@ async fn report(group: &Group, stores: &[u64]) {
 }
 
 async fn split(admin: &AdminService, key: &'static [u8]) -> AdminSplitResponse {
-    let request = AdminSplitRequest { key: Bytes::from_static(key) };
+    let request = AdminSplitRequest { key: Bytes::from_static(key), ..Default::default() };
     admin.region_split(Request::new(request)).await.expect("answered").into_inner()
 }
 

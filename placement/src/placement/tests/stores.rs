@@ -89,6 +89,7 @@ impl FakeStores {
             split_key: key.into(),
             child_id: child,
             child_peer_ids: peers,
+            ..SplitRegionRequest::default()
         };
         let answer = inner.split(led.leader, order);
         assert_eq!(answer.refusal, None);

@@ -12,7 +12,7 @@ fn view(regions: u64) -> View {
     let mut view = View::new(Vec::new());
     (1..=6).for_each(|id| view.put_store(StoreId(id), Default::default(), 1.0));
     for id in 1..=regions {
-        let peers = (1..=3).map(|store_id| Peer { id: id * 10 + store_id, store_id, learner: false }).collect();
+        let peers = (1..=3).map(|store_id| Peer::voter(id * 10 + store_id, store_id)).collect();
         let (start, end) = (format!("{id:04}").into(), format!("{:04}", id + 1).into());
         let epoch = Some(RegionEpoch { conf_ver: 1, version: 1 });
         let region = Region { id, start, end, epoch, peers };

@@ -133,11 +133,7 @@ impl Sim {
         for number in 0..count {
             let (stores, bytes, load) = place(self, number);
             let id = number as u64 + 1;
-            let peer = |(at, store): (usize, &u64)| Peer {
-                id: id * 10 + at as u64 + 100_000,
-                store_id: *store,
-                learner: false,
-            };
+            let peer = |(at, store): (usize, &u64)| Peer::voter(id * 10 + at as u64 + 100_000, *store);
             let peers: Vec<Peer> = stores.iter().enumerate().map(peer).collect();
             let end = if number + 1 == count { Bytes::new() } else { key(number + 1) };
             let epoch = Some(RegionEpoch { conf_ver: 1, version: 1 });
@@ -296,7 +292,7 @@ impl Sim {
             Step::AddLearner { store, peer } => {
                 self.counts.copies += 1;
                 self.change(id, |news| {
-                    news.region.peers.push(Peer { id: peer.0, store_id: store.0, learner: true });
+                    news.region.peers.push(Peer::learner(peer.0, store.0));
                     news.catching_up.push(peer);
                     conf_changed(news, 1);
                 });

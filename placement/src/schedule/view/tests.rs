@@ -19,7 +19,7 @@ impl Dice {
 fn random_news(dice: &mut Dice, id: u64, version: u64) -> RegionNews {
     let first = dice.roll(5);
     let peers: Vec<Peer> = (0..3)
-        .map(|at| Peer { id: id * 10 + at, store_id: (first + at) % 5 + 1, learner: at == 2 && dice.roll(4) == 0 })
+        .map(|at| Peer { learner: at == 2 && dice.roll(4) == 0, ..Peer::voter(id * 10 + at, (first + at) % 5 + 1) })
         .collect();
     let epoch = Some(RegionEpoch { conf_ver: 1, version });
     let region = Region { id, start: format!("{id:03}").into(), end: format!("{:03}", id + 1).into(), epoch, peers };

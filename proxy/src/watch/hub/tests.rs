@@ -125,7 +125,7 @@ fn frontier(revision: i64) -> Result<WatchFeed, Status> {
 }
 
 fn left(id: u64, leader: u64) -> watch_news::News {
-    let leader = Some(Peer { id: leader, store_id: leader, learner: false });
+    let leader = Some(Peer::voter(leader, leader));
     let refusal = Refusal { reason: Some(refusal::Reason::NotLeader(NotLeader { leader })) };
     watch_news::News::Left(Left { id, refusal: Some(refusal), compacted: 0 })
 }
@@ -193,7 +193,7 @@ impl Cluster {
         let truth = Arc::new(Mutex::new(Truth { leaders: [1, 2], ..Truth::default() }));
         let placement = Arc::new(PlacementClient::new(vec!["127.0.0.1:1".to_owned()]));
         let regions = Regions::connect(CLUSTER, Arc::clone(&placement));
-        let peer = |store_id| Peer { id: store_id, store_id, learner: false };
+        let peer = |store_id| Peer::voter(store_id, store_id);
         let region = |id, start: &'static [u8], end: &[u8]| Region {
             id,
             epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),

@@ -74,7 +74,7 @@ impl World {
             start: start.into(),
             end: end.into(),
             epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-            peers: vec![Peer { id: id + 10, store_id: 1, learner: false }],
+            peers: vec![Peer::voter(id + 10, 1)],
         };
         regions.router.learn(vec![region(1, "", "m"), region(2, "m", "")]);
         Self { regions, terms: LockTerms::default(), store }

@@ -7,7 +7,7 @@ fn refusal(reason: Reason) -> Refusal {
 }
 
 fn not_leader(store_id: u64) -> Refusal {
-    let leader = (store_id != 0).then_some(Peer { id: 9, store_id, learner: false });
+    let leader = (store_id != 0).then_some(Peer::voter(9, store_id));
     refusal(Reason::NotLeader(pb::NotLeader { leader }))
 }
 

@@ -9,7 +9,7 @@ fn region(text: &str) -> Region {
     let (start, end) = range.split_once("..").expect("a range has dots");
     let (conf_ver, version) = epoch.trim_start_matches('e').split_once('.').expect("an epoch has a dot");
     let number = |text: &str| text.trim_start_matches(['r', 's']).parse().expect("a number");
-    let peer = |(index, store): (usize, &str)| Peer { id: 100 + index as u64, store_id: number(store), learner: false };
+    let peer = |(index, store): (usize, &str)| Peer::voter(100 + index as u64, number(store));
     Region {
         id: number(id),
         start: start.to_owned().into(),

@@ -195,6 +195,7 @@ impl Peer {
             message: bytes.into(),
             start: region.start,
             end: region.end,
+            gone: false,
         };
         Some((to.store_id, envelope))
     }

@@ -57,7 +57,7 @@ pub fn region(id: u64, start: &str, end: &str, hosts: &[u64]) -> Region {
         start: start.to_owned().into(),
         end: end.to_owned().into(),
         epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-        peers: hosts.iter().map(|host| Peer { id: id * 10 + host, store_id: *host, learner: false }).collect(),
+        peers: hosts.iter().map(|host| Peer::voter(id * 10 + host, *host)).collect(),
     }
 }
 

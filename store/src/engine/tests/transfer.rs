@@ -198,7 +198,7 @@ impl Hosts {
 
 #[test]
 fn leases_and_the_index_of_their_keys_come_through_raft_snapshots() {
-    let peers = [1, 2, 3].map(|host| Peer { id: 70 + host, store_id: host, learner: false }).to_vec();
+    let peers = [1, 2, 3].map(|host| Peer::voter(70 + host, host)).to_vec();
     let whole = Region { peers, ..region() };
     let mut hosts = Hosts {
         open: BTreeMap::new(),

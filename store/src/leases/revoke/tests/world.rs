@@ -83,7 +83,7 @@ impl World {
         bounds.push("");
         let region = |(id, bound): (u64, &[&str])| {
             let KeyRange { start, end } = range(bound[0], bound[1]);
-            let peers = vec![Peer { id: id + 10, store_id: 1, learner: false }];
+            let peers = vec![Peer::voter(id + 10, 1)];
             Region { id, start, end, epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }), peers }
         };
         let regions: Vec<Region> = (1..).zip(bounds.windows(2)).map(region).collect();
