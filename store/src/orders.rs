@@ -10,8 +10,8 @@ use braid_host::{Host, Outcome, SplitSpec};
 use braid_proto::id::{PeerId, RegionId, StoreId, Term};
 use braid_proto::key::TAG_USER;
 use braid_proto::pb::{
-    CreateRegionsResponse, Refusal, Region, SplitRegionRequest, SplitRegionResponse, TransferLeaderRequest,
-    TransferLeaderResponse,
+    ChangePeersRequest, ChangePeersResponse, CreateRegionsResponse, Refusal, Region, SplitRegionRequest,
+    SplitRegionResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use braid_store_core::pipeline::{busy, timed_out};
 use futures::StreamExt;
@@ -93,6 +93,13 @@ impl Orders {
                 SplitRegionResponse { refusal, ..Default::default() }
             }
         }
+    }
+
+    /// Changes the peers of `region`.
+    pub async fn change_peers(&self, region: Arc<RegionPeer>, request: ChangePeersRequest) -> ChangePeersResponse {
+        _ = (region, request);
+        let failed = "changing peers is not supported by this version of the store".to_owned();
+        ChangePeersResponse { failed, ..Default::default() }
     }
 
     /// Hands leadership of `region` to the peer on `request.to_store`.

@@ -8,8 +8,9 @@ use braid_proto::id::{ClusterId, RegionId, StoreId};
 use braid_proto::key::{KeyRange, lease_key};
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    CreateRegionsRequest, CreateRegionsResponse, LeaseRange, Refusal, RegionEpoch, RegionRequest, RegionResponse,
-    RequestFrame, ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
+    ChangePeersRequest, ChangePeersResponse, CreateRegionsRequest, CreateRegionsResponse, LeaseRange,
+    MergeRegionRequest, MergeRegionResponse, Refusal, RegionEpoch, RegionRequest, RegionResponse, RequestFrame,
+    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
     TransferLeaderResponse, WatchFeed, WatchOrder, region_request,
 };
 use braid_proto::service::{BoxFuture, RegionService};
@@ -243,6 +244,29 @@ impl RegionStore for RegionStoreService {
             return Ok(Response::new(TransferLeaderResponse { refusal: Some(not_found()), ..Default::default() }));
         };
         Ok(Response::new(self.orders.transfer_leader(region, request).await))
+    }
+
+    async fn change_peers(
+        &self,
+        request: tonic::Request<ChangePeersRequest>,
+    ) -> Result<Response<ChangePeersResponse>, Status> {
+        let request = request.into_inner();
+        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
+            return Ok(Response::new(ChangePeersResponse { refusal: Some(not_found()), ..Default::default() }));
+        };
+        Ok(Response::new(self.orders.change_peers(region, request).await))
+    }
+
+    async fn merge_region(
+        &self,
+        request: tonic::Request<MergeRegionRequest>,
+    ) -> Result<Response<MergeRegionResponse>, Status> {
+        let request = request.into_inner();
+        if self.regions.get(RegionId(request.region_id)).is_none() {
+            return Ok(Response::new(MergeRegionResponse { refusal: Some(not_found()), ..Default::default() }));
+        }
+        let failed = "merging regions is not supported by this version of the store".to_owned();
+        Ok(Response::new(MergeRegionResponse { failed, ..Default::default() }))
     }
 
     async fn create_regions(

@@ -65,6 +65,14 @@ impl RegionStore for FakeRegionStore {
         Err(Status::unimplemented("not for proxies"))
     }
 
+    async fn change_peers(&self, _: Request<ChangePeersRequest>) -> Result<Response<ChangePeersResponse>, Status> {
+        Err(Status::unimplemented("not for proxies"))
+    }
+
+    async fn merge_region(&self, _: Request<MergeRegionRequest>) -> Result<Response<MergeRegionResponse>, Status> {
+        Err(Status::unimplemented("not for proxies"))
+    }
+
     async fn create_regions(
         &self,
         _: Request<CreateRegionsRequest>,
