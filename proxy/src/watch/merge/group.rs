@@ -184,6 +184,8 @@ pub struct Group {
     /// How many pieces each store was asked for or tells.
     stores: Vec<(StoreId, usize)>,
     summary: Option<Box<Summary>>,
+    /// Index of a piece that held the frontier back when that was last reckoned. Only a hint where to look first.
+    holder: usize,
     waiting: BTreeMap<i64, Vec<Held>>,
     backlog: Option<Box<Backlog>>,
 }
@@ -208,6 +210,7 @@ impl Group {
             silent: 1,
             stores: Vec::new(),
             summary: None,
+            holder: 0,
             waiting: BTreeMap::new(),
             backlog: None,
         }
@@ -284,18 +287,29 @@ impl Group {
         }
     }
 
-    /// The least frontier over the tiling, paused pieces left out if `running`.
+    /// The least frontier over the tiling, paused pieces left out if `running`; or, if that is not above the group's own
+    /// frontier, the frontier of some piece that is not.
+    ///
+    /// It begins with the piece that held the group back before, and ends at the first that does: while many pieces join
+    /// one after the other, most of these looks cost one piece each.
     pub fn reckon(&mut self, streams: &HashMap<StoreId, Stream>, running: bool) -> i64 {
         if self.summary.is_some() {
             return self.reckon_by_store(streams);
         }
         let (mut least, mut settled) = (i64::MAX, self.pieces.len() > SUMMARY_FROM);
-        for piece in &self.pieces {
+        let from = self.holder.min(self.pieces.len());
+        for index in (from..self.pieces.len()).chain(0..from) {
+            let piece = &self.pieces[index];
             if running && piece.place == Place::Paused {
                 settled = false;
                 continue;
             }
-            least = least.min(piece.reached(streams));
+            let reached = piece.reached(streams);
+            if reached <= self.frontier {
+                self.holder = index;
+                return reached;
+            }
+            least = least.min(reached);
             settled &= piece.is_settled(streams);
         }
         if settled {
