@@ -32,6 +32,7 @@ use braid_proto::id::{RegionId, StoreId};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{Follow, Refusal, RegionEpoch, RegionEvents, StoreFrontier};
 use bytes::Bytes;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::group::{Group, Member, Piece, Place};
 use self::stream::Stream;
@@ -152,15 +153,15 @@ pub struct Counts {
 /// Groups, streams and subscriptions.
 pub struct Merge {
     limits: Limits,
-    groups: HashMap<u64, Group>,
+    groups: FxHashMap<u64, Group>,
     /// The group that new subscriptions join, by range and whether they want what was before.
     shared: HashMap<(KeyRange, bool), u64>,
     homes: HashMap<SubscriptionId, Home>,
     /// Pieces by their present names: group and first key.
-    pieces: HashMap<u64, (u64, Bytes)>,
-    streams: HashMap<StoreId, Stream>,
+    pieces: FxHashMap<u64, (u64, Bytes)>,
+    streams: FxHashMap<StoreId, Stream>,
     /// Groups with pieces that nobody tells about.
-    silent: HashSet<u64>,
+    silent: FxHashSet<u64>,
     effects: Vec<Effect>,
     next_id: u64,
     waiting_events: usize,
@@ -189,12 +190,12 @@ impl Merge {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            groups: HashMap::new(),
+            groups: FxHashMap::default(),
             shared: HashMap::new(),
             homes: HashMap::new(),
-            pieces: HashMap::new(),
-            streams: HashMap::new(),
-            silent: HashSet::new(),
+            pieces: FxHashMap::default(),
+            streams: FxHashMap::default(),
+            silent: FxHashSet::default(),
             effects: Vec::new(),
             next_id: 1,
             waiting_events: 0,

@@ -12,6 +12,7 @@ use braid_proto::key::KeyRange;
 use braid_proto::pb::{Joined, Left, Refusal, RegionEvents, StoreFrontier, WatchNews, watch_news};
 use parking_lot::{Condvar, Mutex};
 use prost::Message;
+use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::region::RegionPeer;
@@ -66,7 +67,7 @@ pub struct Follows {
     /// All of them.
     pub by_id: HashMap<u64, Arc<Follow>>,
     /// Regions with follows, and how many.
-    pub regions: HashMap<RegionId, (Weak<RegionPeer>, usize)>,
+    pub regions: FxHashMap<RegionId, (Weak<RegionPeer>, usize)>,
     /// Those that read their past.
     pub catching_up: HashMap<u64, Arc<Follow>>,
     /// The frontier that was said last.

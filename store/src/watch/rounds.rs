@@ -9,13 +9,13 @@
 //! A region that holds a frontier back because of a lock is looked into if a proxy has asked for more: its transaction's
 //! primary says whether it may be passed (rule M7).
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use braid_proto::id::{RegionId, Term};
 use braid_proto::pb::{FollowFrontier, RegionFrontier, StoreFrontier};
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -38,9 +38,9 @@ const PROMPT_WEIGHT_MAX: usize = 64;
 #[derive(Default)]
 pub struct Rounds {
     /// The newest frontier that each followed region could promise.
-    promised: HashMap<RegionId, i64>,
+    promised: FxHashMap<RegionId, i64>,
     /// Regions whose locks are looked into.
-    looked_into: HashSet<RegionId>,
+    looked_into: FxHashSet<RegionId>,
     /// How many regions, and follows that read their past, the last round looked at.
     weight: usize,
     /// Newest revision of an event that this process had not heard of, and has asked the sequencer about.
@@ -103,7 +103,7 @@ impl Publisher {
         }
         let heard = self.numbers.heard().1;
         let compacted = self.numbers.compacted();
-        let mut found = HashMap::new();
+        let mut found = FxHashMap::default();
         let mut look_into = Vec::new();
         let (mut unheard, mut catching) = (0, 0);
         for feed in feeds {
@@ -114,7 +114,7 @@ impl Publisher {
                 feed.flush();
                 continue;
             }
-            let mut lower = HashMap::new();
+            let mut lower = FxHashMap::default();
             for (id, (region, _)) in &follows.regions {
                 let found = found.entry(*id).or_insert_with(|| look(rounds, *id, region, heard));
                 if found.frontier < heard {
@@ -157,7 +157,7 @@ impl Publisher {
         rounds.weight = found.len() + catching;
         let damaged: Vec<_> = found.values_mut().filter_map(|found| found.damaged.take()).collect();
         if all {
-            let followed: HashSet<RegionId> = found.into_keys().collect();
+            let followed: FxHashSet<RegionId> = found.into_keys().collect();
             rounds.promised.retain(|id, _| followed.contains(id));
         }
         // Without the locks of feeds, which ending a follow takes.

@@ -6,13 +6,14 @@
 //!   what a piece says again after it was followed again is dropped (F4).
 //! - What members that are behind have not taken yet lies in the backlog, for as long as it is small.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use braid_proto::etcd::mvccpb::Event;
 use braid_proto::id::{RegionId, StoreId};
 use braid_proto::key::{KeyRange, TAG_USER};
 use braid_proto::pb::RegionEvent;
+use rustc_hash::FxHashMap;
 
 use super::stream::Stream;
 use super::{Limits, Receiver, SubscriptionId};
@@ -83,7 +84,7 @@ impl Place {
 
 impl Piece {
     /// Whether the last frontier of its store counts for it.
-    pub fn is_settled(&self, streams: &HashMap<StoreId, Stream>) -> bool {
+    pub fn is_settled(&self, streams: &FxHashMap<StoreId, Stream>) -> bool {
         match self.place {
             Place::Joined { store, since, .. } => streams.get(&store).is_some_and(|stream| stream.count > since),
             _ => false,
@@ -91,7 +92,7 @@ impl Piece {
     }
 
     /// Its frontier with what its store's says.
-    pub fn reached(&self, streams: &HashMap<StoreId, Stream>) -> i64 {
+    pub fn reached(&self, streams: &FxHashMap<StoreId, Stream>) -> i64 {
         match self.place {
             Place::Joined { store, region, since } => match streams.get(&store) {
                 Some(stream) if stream.count > since => self.frontier.max(stream.frontier_of(region, self.id)),
@@ -292,7 +293,7 @@ impl Group {
     ///
     /// It begins with the piece that held the group back before, and ends at the first that does: while many pieces join
     /// one after the other, most of these looks cost one piece each.
-    pub fn reckon(&mut self, streams: &HashMap<StoreId, Stream>, running: bool) -> i64 {
+    pub fn reckon(&mut self, streams: &FxHashMap<StoreId, Stream>, running: bool) -> i64 {
         if self.summary.is_some() {
             return self.reckon_by_store(streams);
         }
@@ -320,7 +321,7 @@ impl Group {
 
     /// Every piece is settled, so what its store says holds for it. Costs by the number of stores and of regions that
     /// lag, not of pieces.
-    fn reckon_by_store(&self, streams: &HashMap<StoreId, Stream>) -> i64 {
+    fn reckon_by_store(&self, streams: &FxHashMap<StoreId, Stream>) -> i64 {
         let Some(summary) = &self.summary else { return self.frontier };
         let mut least = i64::MAX;
         for (store, _) in &self.stores {
@@ -406,7 +407,7 @@ impl Group {
     /// Drops the later half of what waits, as far as it is of pieces that have come further than the earlier half.
     /// Returns the last revision of the earlier half, and these pieces: they have to be told again what comes after it.
     /// The earlier half stays, so that the frontier moves whatever comes.
-    pub fn shed(&mut self, streams: &HashMap<StoreId, Stream>, limits: &Limits) -> (i64, Vec<usize>) {
+    pub fn shed(&mut self, streams: &FxHashMap<StoreId, Stream>, limits: &Limits) -> (i64, Vec<usize>) {
         let events_max = self.waiting_events.min(limits.group_events) / 2;
         let bytes_max = self.waiting_bytes.min(limits.group_bytes) / 2;
         let (mut cut, mut events, mut bytes) = (None, 0, 0);

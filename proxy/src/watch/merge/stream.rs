@@ -1,9 +1,8 @@
 //! What one store has said on the stream that is open to it.
 
-use std::collections::{HashMap, HashSet};
-
 use braid_proto::id::RegionId;
 use braid_proto::pb::StoreFrontier;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// The stream from one store, as far as frontiers go.
 #[derive(Debug, Default)]
@@ -13,11 +12,11 @@ pub struct Stream {
     /// The last one; of every followed region that is not in `lower`.
     pub frontier: i64,
     /// Regions that lag.
-    pub lower: HashMap<RegionId, i64>,
+    pub lower: FxHashMap<RegionId, i64>,
     /// Follows that are still told the past.
-    pub late: HashMap<u64, i64>,
+    pub late: FxHashMap<u64, i64>,
     /// Groups to which the next frontier matters. May name groups to which it does not any more.
-    pub hot: HashSet<u64>,
+    pub hot: FxHashSet<u64>,
     /// Highest revision that somebody waits for.
     wanted: i64,
     /// Highest revision that the store was asked for.
