@@ -18,7 +18,8 @@ use braid_proto::pb::{
 use braid_store_client::deadline::Patience;
 use braid_store_client::regions::Ask;
 use braid_store_client::retry::{self, Kind};
-use braid_store_core::pipeline::timed_out;
+use braid_store_core::epoch;
+use braid_store_core::pipeline::{not_found, timed_out};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
@@ -61,7 +62,7 @@ pub async fn serve(
     epoch: RegionEpoch,
     timeout: Duration,
 ) -> RegionResponse {
-    if region.handle().region().epoch != Some(epoch) {
+    if !epoch::serves(&region.handle().region(), epoch) {
         return refusal(region.with(|pipeline, _| pipeline.epoch_mismatch()));
     }
     let leads = region.with(|pipeline, _| pipeline.leading());
@@ -75,6 +76,7 @@ pub async fn serve(
         None if request.leader => region.refuse_not_leader(),
         None if wanted > 0 => match reach(&region, wanted, Patience::within(timeout)).await {
             true => answer(here(&region), 0),
+            false if region.is_gone() => refusal(not_found()),
             false => refusal(timed_out("this replica does not have everything up to the revision yet")),
         },
         None => {
@@ -106,9 +108,10 @@ async fn promise_at(region: &Arc<RegionPeer>, wanted: i64, term: Term) -> Region
     region.judged(term, region_response::Result::Frontier(FrontierResponse { revision: wanted, index })).await
 }
 
-/// Waits until this replica has everything up to `wanted`, which the sequencer has given out. False: not in time.
+/// Waits until this replica has everything up to `wanted`, which the sequencer has given out. False: not in time, or it is
+/// destroyed.
 pub async fn reach(region: &Arc<RegionPeer>, wanted: i64, patience: Patience) -> bool {
-    timeout_at(patience.deadline, async {
+    let reached = async {
         let mut attempt = 0;
         while here(region) < wanted {
             let said = match region.with(|pipeline, _| pipeline.leading()) {
@@ -125,9 +128,11 @@ pub async fn reach(region: &Arc<RegionPeer>, wanted: i64, patience: Patience) ->
             let mut words = region.promise().words.lock();
             words.counted = words.counted.max(said.revision);
         }
-    })
-    .await
-    .is_ok()
+    };
+    tokio::select! {
+        reached = timeout_at(patience.deadline, reached) => reached.is_ok(),
+        () = region.destroyed() => false,
+    }
 }
 
 /// Asks the leader for its frontier, at least `at_least`.

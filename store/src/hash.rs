@@ -16,7 +16,7 @@ use braid_proto::key::KeyRange;
 use braid_proto::pb::{HashRequest, RegionEpoch, RegionResponse, region_response};
 use braid_store_client::deadline::Patience;
 use braid_store_core::hash::RangeHash;
-use braid_store_core::pipeline::{busy, timed_out};
+use braid_store_core::pipeline::{busy, not_found, timed_out};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,7 +24,7 @@ use crate::engine::Unhashed;
 use crate::frontier;
 use crate::machine::Regions;
 use crate::read::wrong_region;
-use crate::region::{RegionPeer, etcd_error, not_found, refusal};
+use crate::region::{RegionPeer, etcd_error, refusal};
 
 /// Scans that run at the same time, over all stores of a process; the others wait. Two keep the disk busy.
 const SCANS_MAX: usize = 2;
@@ -49,6 +49,9 @@ pub async fn serve(
         return *refused;
     }
     if !frontier::reach(&region, request.revision, catch_up).await {
+        if region.is_gone() {
+            return refusal(not_found());
+        }
         return refusal(timed_out("this replica does not have everything up to the revision yet"));
     }
     let Ok(Ok(place)) = timeout_at(patience.deadline, SCANS.acquire()).await else {
@@ -86,6 +89,8 @@ fn scan(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch, go_on: &
         snapshot.hash(&span, request.boundary, request.revision, go_on).map(Ok)
     });
     match hash {
+        // What was hashed may have been half deleted.
+        _ if region.is_gone() => refusal(not_found()),
         Ok(Ok(hash)) => answer(hash),
         Ok(Err(refused)) => *refused,
         Err(Unhashed::Compacted) => etcd_error(error::COMPACTED),

@@ -5,24 +5,23 @@ use std::sync::Arc;
 use braid_host::{DataRange, PeerHandle, RegionMachine, StateMachine};
 use braid_proto::id::RegionId;
 use braid_proto::pb::Region;
-use dashmap::DashMap;
 use rocksdb::{ColumnFamilyDescriptor, DB};
 
 use crate::engine;
-use crate::region::{RegionPeer, Shared};
+use crate::region::{Peers, RegionPeer, Shared};
 use crate::watch::Publisher;
 
 /// Every region peer of this store, by region.
 pub struct Regions {
     shared: Arc<Shared>,
-    peers: DashMap<RegionId, Arc<RegionPeer>>,
+    peers: Arc<Peers>,
     engine: engine::EngineOptions,
 }
 
 impl Regions {
     /// No regions yet: the host opens them.
     pub fn new(shared: Arc<Shared>, engine: engine::EngineOptions) -> Self {
-        Self { shared, peers: DashMap::new(), engine }
+        Self { shared, peers: Arc::default(), engine }
     }
 
     /// The peer of `region` on this store.
@@ -33,6 +32,11 @@ impl Regions {
     /// What tells whoever follows them.
     pub fn publisher(&self) -> &Arc<Publisher> {
         &self.shared.publisher
+    }
+
+    /// How many peers this store has.
+    pub fn len(&self) -> usize {
+        self.peers.len()
     }
 
     /// All peers of this store, in no order.
@@ -47,13 +51,7 @@ impl StateMachine for Regions {
     }
 
     fn open_region(&self, db: Arc<DB>, peer: PeerHandle) -> Arc<dyn RegionMachine> {
-        let region = RegionPeer::open(db, peer, Arc::clone(&self.shared));
-        let start = region.handle().region().start.clone();
-        // The parent of a split has given up the child's keys just before.
-        let ends_here = |other: &Arc<RegionPeer>| !start.is_empty() && other.handle().region().end == start;
-        if let Some(parent) = self.all().into_iter().find(ends_here) {
-            region.data().inherit(parent.data());
-        }
+        let region = RegionPeer::open(db, peer, Arc::clone(&self.shared), &self.peers);
         self.peers.insert(region.id(), Arc::clone(&region));
         region
     }

@@ -11,6 +11,7 @@ use braid_proto::pb::{
 use braid_store_client::deadline::Patience;
 use braid_store_client::regions::Ask;
 use braid_store_client::retry::Kind;
+use braid_store_core::epoch;
 use braid_store_core::pipeline::Outcome;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
@@ -103,7 +104,7 @@ pub async fn outcome(region: Arc<RegionPeer>, question: OutcomeRequest, epoch: R
     loop {
         let asked = region.with(|pipeline, effects| {
             let Some(term) = pipeline.leading() else { return Err(pipeline.not_leader()) };
-            if pipeline.region().epoch != Some(epoch) {
+            if !epoch::serves(pipeline.region(), epoch) {
                 return Err(pipeline.epoch_mismatch());
             }
             let outcome = pipeline.outcome(txn);
@@ -139,7 +140,7 @@ pub async fn outcome(region: Arc<RegionPeer>, question: OutcomeRequest, epoch: R
 pub async fn hold(region: Arc<RegionPeer>, hold: HoldRequest, epoch: RegionEpoch) -> RegionResponse {
     let held = region.with(|pipeline, _| {
         let Some(term) = pipeline.leading() else { return Err(pipeline.not_leader()) };
-        if pipeline.region().epoch != Some(epoch) {
+        if !epoch::serves(pipeline.region(), epoch) {
             return Err(pipeline.epoch_mismatch());
         }
         Ok((term, pipeline.hold(hold.txn.unwrap_or_default())))

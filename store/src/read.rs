@@ -18,7 +18,8 @@ use braid_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeade
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response};
-use braid_store_core::pipeline::{Blocker, Woken, busy, timed_out};
+use braid_store_core::epoch;
+use braid_store_core::pipeline::{Blocker, Woken, busy, not_found, timed_out};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -108,10 +109,10 @@ async fn linearizable(
     }
 }
 
-/// The refusal, if `span` does not lie in the region or the region's epoch is another one.
+/// The refusal, if `span` does not lie in the region or the region is cut otherwise than at `epoch`.
 pub fn wrong_region(region: &RegionPeer, span: &KeyRange, epoch: RegionEpoch) -> Option<RegionResponse> {
     let current = region.handle().region();
-    let right = current.epoch == Some(epoch) && current.range().contains_range(span);
+    let right = epoch::serves(&current, epoch) && current.range().contains_range(span);
     (!right).then(|| refusal(region.with(|pipeline, _| pipeline.epoch_mismatch())))
 }
 
@@ -194,6 +195,8 @@ async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64
             _ => applied,
         };
         match collect(&region, &range, &span, (revision, applied), Vec::new()).await {
+            // What was read may have been half deleted.
+            _ if region.is_gone() => return refusal(not_found()),
             Ok(_) if region.handle().replacements() != Some(replaced) => {}
             Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
             Err(Answer::Done(refused)) => return refused,

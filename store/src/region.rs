@@ -4,26 +4,28 @@
 //! evaluation order, number order and log order must be one order. It is never held across a call that may come back
 //! into this region: numbers are asked for, and callers answered, after it is released.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use braid_host::{Entry, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
 use braid_proto::error;
 use braid_proto::id::{RegionId, Term};
-use braid_proto::pb::{Peer, Refusal, Region, RegionEntry, RegionResponse, region_response};
+use braid_proto::pb::{Peer, Refusal, Region, RegionEntry, RegionEpoch, RegionResponse, region_response};
 use braid_store_client::Regions as Cluster;
+use braid_store_core::epoch;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
-    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Woken, Work, timed_out,
+    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Woken, Work, not_found, timed_out,
 };
 use bytes::Bytes;
+use dashmap::DashMap;
 use parking_lot::Mutex;
 use prost::Message;
 use rocksdb::{DB, WriteBatch};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
@@ -62,6 +64,9 @@ pub struct Shared {
     pub revocations: Arc<Revocations>,
 }
 
+/// The region peers of a store.
+pub type Peers = DashMap<RegionId, Arc<RegionPeer>>;
+
 /// One region peer of this store.
 pub struct RegionPeer {
     handle: PeerHandle,
@@ -72,24 +77,41 @@ pub struct RegionPeer {
     drained: Mutex<Option<oneshot::Sender<bool>>>,
     /// Set when the data could not be read: the peer refuses everything from then on.
     damaged: AtomicBool,
+    /// Set when the peer is destroyed.
+    gone: AtomicBool,
+    /// Tells whoever waits for something to happen here that nothing will.
+    gone_now: Notify,
     /// The leader's last word on how far this region is.
     promise: Promise,
     /// Who is told what is applied.
     live: Live,
-    me: std::sync::Weak<RegionPeer>,
+    /// All peers of the store, this one among them until it is destroyed.
+    peers: Weak<Peers>,
+    me: Weak<RegionPeer>,
 }
 
 impl RegionPeer {
     /// The peer behind `handle`, which does not lead yet.
-    pub fn open(db: Arc<DB>, handle: PeerHandle, shared: Arc<Shared>) -> Arc<Self> {
+    pub fn open(db: Arc<DB>, handle: PeerHandle, shared: Arc<Shared>, peers: &Arc<Peers>) -> Arc<Self> {
         let region = handle.region();
+        let mut parent = None;
+        let data = RegionData::open_child(db, &region, Arc::clone(&shared.boundary), &mut || {
+            parent = parent_of(peers, &region);
+            parent.as_ref().map(|parent| parent.data().max_applied())
+        });
+        if let Some(parent) = parent {
+            data.inherit(parent.data());
+        }
         Arc::new_cyclic(|me| Self {
-            data: RegionData::open(db, &region, Arc::clone(&shared.boundary)),
+            data,
             pipeline: Mutex::new(Pipeline::new((*region).clone())),
             handle,
             shared,
             drained: Mutex::new(None),
             damaged: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            gone_now: Notify::new(),
+            peers: Arc::downgrade(peers),
             promise: Promise::default(),
             live: Live::default(),
             me: me.clone(),
@@ -117,7 +139,7 @@ impl RegionPeer {
     }
 
     /// Takes a write or transaction; `reply` gets the answer, whatever happens.
-    pub fn write(&self, request: Request, epoch: braid_proto::pb::RegionEpoch, span_ok: bool, reply: Reply) {
+    pub fn write(&self, request: Request, epoch: RegionEpoch, span_ok: bool, reply: Reply) {
         if request.puts() && !self.shared.space.writable() {
             return answer(reply, error::NO_SPACE);
         }
@@ -125,7 +147,7 @@ impl RegionPeer {
     }
 
     /// Takes work of any kind; `reply` gets the answer, whatever happens.
-    pub fn work(&self, work: Work, epoch: braid_proto::pb::RegionEpoch, span_ok: bool, reply: Reply) {
+    pub fn work(&self, work: Work, epoch: RegionEpoch, span_ok: bool, reply: Reply) {
         if self.damaged.load(Ordering::Acquire) {
             return answer(reply, error::CORRUPT);
         }
@@ -153,6 +175,11 @@ impl RegionPeer {
     /// Leases whose records lie here, if it leads.
     pub fn leases(&self) -> usize {
         self.pipeline.lock().leases().len()
+    }
+
+    /// Whether a request that was routed by `epoch` is sent to the region as it is cut now.
+    pub fn is_cut_as(&self, epoch: RegionEpoch) -> bool {
+        epoch::serves(self.pipeline.lock().region(), epoch)
     }
 
     /// See [`Pipeline::not_leader`].
@@ -322,10 +349,45 @@ impl RegionPeer {
 
     /// The refusal of a peer that does not lead.
     pub fn refuse_not_leader(&self) -> RegionResponse {
+        if self.is_gone() {
+            return refusal(not_found());
+        }
         let leader = self.handle.leader();
         refusal(braid_proto::pb::Refusal {
             reason: Some(braid_proto::pb::refusal::Reason::NotLeader(braid_proto::pb::NotLeader { leader })),
         })
+    }
+
+    /// Whether the peer is destroyed: its data is gone or about to go.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// Returns when the peer is destroyed.
+    pub async fn destroyed(&self) {
+        let told = self.gone_now.notified();
+        if !self.is_gone() {
+            told.await;
+        }
+    }
+
+    /// Ends it: whoever waits is answered as by a store that does not have the region, and nothing is served any more. A
+    /// peer of the region that comes later is another one.
+    fn end(&self) {
+        if self.gone.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Some(peers) = self.peers.upgrade() {
+            peers.remove_if(&self.id(), |_, peer| std::ptr::eq(Arc::as_ptr(peer), self));
+        }
+        self.with(|pipeline, effects| pipeline.on_destroyed(effects));
+        if let Some(tell) = self.drained.lock().take() {
+            _ = tell.send(false);
+        }
+        self.gone_now.notify_waiters();
+        self.data.trim();
+        // Who adds a follow looks afterwards whether this peer still leads, so none is left behind.
+        self.live.leave(Term(u64::MAX), &not_found());
     }
 
     /// Whether its data could not be read.
@@ -408,8 +470,13 @@ impl RegionMachine for RegionPeer {
 
     fn on_region(&self, region: &Region) {
         self.data.on_region(region);
-        self.with(|pipeline, effects| pipeline.on_region(region.clone(), effects));
-        if self.live.any() {
+        let recut = self.with(|pipeline, effects| {
+            let before = pipeline.region().region_epoch();
+            pipeline.on_region(region.clone(), effects);
+            !epoch::serves(region, before)
+        });
+        // Other peers are no reason to follow anew.
+        if recut && self.live.any() {
             self.live.leave(Term(u64::MAX), &self.epoch_mismatch());
         }
     }
@@ -417,6 +484,16 @@ impl RegionMachine for RegionPeer {
     fn approximate_size(&self) -> (u64, u64) {
         self.data.approximate_size()
     }
+}
+
+/// The peer that `child` was split off just before: it has given up the child's keys. Looked for among all, so only by who
+/// is such a child.
+fn parent_of(peers: &Peers, child: &Region) -> Option<Arc<RegionPeer>> {
+    let is_parent = |other: &Region| {
+        !child.start.is_empty() && other.end == child.start && epoch::serves(other, child.region_epoch())
+    };
+    let found = peers.iter().find(|peer| is_parent(&peer.handle().region()));
+    found.map(|peer| Arc::clone(&peer))
 }
 
 /// Counts revisions that no write has because leadership was lost with them in hand (rule R3).
@@ -433,12 +510,6 @@ fn newest(entries: &[Entry]) -> u64 {
 /// A response that is a refusal.
 pub fn refusal(refusal: braid_proto::pb::Refusal) -> RegionResponse {
     RegionResponse { result: Some(region_response::Result::Refusal(refusal)) }
-}
-
-/// The refusal of a store that has no peer of the region.
-pub fn not_found() -> braid_proto::pb::Refusal {
-    use braid_proto::pb::{Refusal, RegionNotFound, refusal};
-    Refusal { reason: Some(refusal::Reason::RegionNotFound(RegionNotFound {})) }
 }
 
 /// Answers with one of etcd's errors.

@@ -16,7 +16,7 @@ use braid_proto::pb::{
 use braid_proto::service::{BoxFuture, RegionService};
 use braid_proto::span::txn_within;
 use braid_store_core::eval::Request;
-use braid_store_core::pipeline::{LeaseWork, Work, busy};
+use braid_store_core::pipeline::{LeaseWork, Work, busy, not_found};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
@@ -31,7 +31,7 @@ use crate::machine::Regions;
 use crate::multi;
 use crate::orders;
 use crate::read;
-use crate::region::{RegionPeer, etcd_error, not_found, refusal};
+use crate::region::{RegionPeer, etcd_error, refusal};
 
 /// Requests of one connection that may be under way; beyond it they are refused as busy.
 const IN_FLIGHT_MAX: usize = 16_384;

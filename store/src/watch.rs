@@ -25,8 +25,8 @@ use braid_placement_client::Numbers;
 use braid_proto::id::{ClusterId, RegionId, StoreId, Term};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::region_watch_server::RegionWatch;
-use braid_proto::pb::{Follow as FollowOrder, Joined, Left, Refusal, WatchFeed, WatchOrder, refusal, watch_order};
-use braid_store_core::pipeline::busy;
+use braid_proto::pb::{Follow as FollowOrder, Joined, Left, Refusal, WatchFeed, WatchOrder, watch_order};
+use braid_store_core::pipeline::{busy, not_found};
 use futures::stream::{self, BoxStream};
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -36,7 +36,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use crate::machine::Regions;
-use crate::region::{RegionPeer, not_found};
+use crate::region::RegionPeer;
 use feed::{Feed, Follow, Phase};
 
 pub use rounds::run;
@@ -268,18 +268,14 @@ fn may_follow(region: &RegionPeer, range: &KeyRange, order: &FollowOrder) -> Res
     Ok(term)
 }
 
-/// Whether this peer leads in `term`, and the region's epoch is the order's.
+/// Whether this peer leads in `term`, and the region is cut as the order says.
 fn still_led(region: &RegionPeer, term: Term, order: &FollowOrder) -> Result<(), Refusal> {
     if region.leads_up_to(0).is_none_or(|(leads, _, _)| leads != term) {
         return Err(region.not_leader());
     }
-    match region.epoch_mismatch() {
-        Refusal { reason: Some(refusal::Reason::EpochMismatch(mismatch)) }
-            if mismatch.current.first().map(|current| current.epoch) == Some(order.epoch) =>
-        {
-            Ok(())
-        }
-        other => Err(other),
+    match region.is_cut_as(order.epoch.unwrap_or_default()) {
+        true => Ok(()),
+        false => Err(region.epoch_mismatch()),
     }
 }
 

@@ -41,6 +41,7 @@ use braid_proto::pb::{
 };
 use prost::Message;
 
+use crate::epoch;
 use crate::eval::{self, Context, Evaluated, Leases, WaitFor};
 use crate::overlay::Overlay;
 use crate::view::{BaseView, Damaged, View};
@@ -63,7 +64,7 @@ pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
 use locks::{Denied, LockTable};
 pub use multi::{Blocker, Outcome};
 use numbers::Numbers;
-pub use words::{BatchId, Block, Effect, EntryEnd, EntryId, Woken, Work, busy, timed_out, unknown};
+pub use words::{BatchId, Block, Effect, EntryEnd, EntryId, Woken, Work, busy, not_found, timed_out, unknown};
 use words::{error, judge, refuse, reply};
 
 /// Raft entries of one region that may be on their way at once. Work that arrives meanwhile joins the next entry, so
@@ -184,6 +185,8 @@ pub struct Pipeline<R, W> {
     in_flight_bytes: usize,
     compacted: i64,
     barrier: Option<Barrier>,
+    /// The peer is destroyed: nothing is served any more.
+    gone: bool,
 }
 
 /// A stop of evaluation that somebody has asked for.
@@ -229,6 +232,7 @@ impl<R, W> Pipeline<R, W> {
             in_flight_bytes: 0,
             compacted: 0,
             barrier: None,
+            gone: false,
         }
     }
 
@@ -273,7 +277,7 @@ impl<R, W> Pipeline<R, W> {
         leases: Vec<(i64, StoredLease)>,
         effects: &mut Vec<Effect<R, W>>,
     ) {
-        if term >= self.newest_term {
+        if term >= self.newest_term && !self.gone {
             self.newest_term = term;
             self.leading = Some(term);
             self.leader = None;
@@ -287,7 +291,7 @@ impl<R, W> Pipeline<R, W> {
     /// This peer does not lead (any more), as of `term`. What was not proposed is refused, it certainly did not happen;
     /// proposed entries wait for their outcome.
     pub fn on_follower(&mut self, term: Term, leader: Option<Peer>, effects: &mut Vec<Effect<R, W>>) {
-        if term < self.newest_term {
+        if term < self.newest_term || self.gone {
             return;
         }
         self.newest_term = term;
@@ -298,6 +302,15 @@ impl<R, W> Pipeline<R, W> {
         if self.leading.is_none() {
             self.abandon(effects);
         }
+    }
+
+    /// The peer is destroyed: what was not proposed is refused, and everything that comes, as by a store without the region.
+    /// What was proposed waits for its outcome.
+    pub fn on_destroyed(&mut self, effects: &mut Vec<Effect<R, W>>) {
+        self.gone = true;
+        self.leading = None;
+        self.leader = None;
+        self.abandon(effects);
     }
 
     /// Takes work. `span_ok`: everything it touches lies in the region that `epoch` names.
@@ -409,8 +422,12 @@ impl<R, W> Pipeline<R, W> {
         holes
     }
 
-    /// The applied region changed.
+    /// The applied region changed. Other peers alone change nothing here: what waits goes on ([`epoch`]).
     pub fn on_region(&mut self, region: Region, effects: &mut Vec<Effect<R, W>>) {
+        if region.range() == self.region.range() && epoch::serves(&region, self.region.region_epoch()) {
+            self.region = region;
+            return;
+        }
         self.locks.cut(&region.range());
         self.region = region;
         self.cut_leases(effects);
@@ -449,12 +466,18 @@ impl<R, W> Pipeline<R, W> {
 
     /// Refusal for a request that names another epoch than the region's.
     pub fn epoch_mismatch(&self) -> Refusal {
+        if self.gone {
+            return not_found();
+        }
         let current = vec![self.region.clone()];
         Refusal { reason: Some(refusal::Reason::EpochMismatch(pb::EpochMismatch { current })) }
     }
 
-    /// Refusal that names the leader, if one is known.
+    /// Refusal that names the leader, if one is known; of a peer that is destroyed, that there is no such region here.
     pub fn not_leader(&self) -> Refusal {
+        if self.gone {
+            return not_found();
+        }
         Refusal { reason: Some(refusal::Reason::NotLeader(pb::NotLeader { leader: self.leader })) }
     }
 
@@ -470,7 +493,7 @@ impl<R, W> Pipeline<R, W> {
             && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
         {
             let Some(head) = self.queue.pop_front() else { break };
-            if head.to.is_some() && (!head.span_ok || Some(head.epoch) != self.region.epoch) {
+            if head.to.is_some() && !(head.span_ok && epoch::serves(&self.region, head.epoch)) {
                 effects.extend(head.to.map(|to| refuse(to, self.epoch_mismatch())));
                 continue;
             }

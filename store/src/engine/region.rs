@@ -78,7 +78,19 @@ impl RegionData {
     /// The data of `region` in `db`, whose compaction boundary is `boundary`. Cheap: no walk over the data. If what it
     /// needs cannot be read, every use of it fails with the reason.
     pub fn open(db: Arc<DB>, region: &Region, boundary: Arc<Boundary>) -> Self {
-        let found = events_of(&db, region, &boundary).and_then(|events| Ok((events, Locks::read(&db, region)?)));
+        Self::open_child(db, region, boundary, &mut || None)
+    }
+
+    /// The same for what may be the child of a split that happened just now: then, and only then, `parent` is asked for the
+    /// newest revision that the parent has applied.
+    pub fn open_child(
+        db: Arc<DB>,
+        region: &Region,
+        boundary: Arc<Boundary>,
+        parent: &mut dyn FnMut() -> Option<i64>,
+    ) -> Self {
+        let found =
+            events_of(&db, region, &boundary, parent).and_then(|events| Ok((events, Locks::read(&db, region)?)));
         let (events, locks, damage) = match found {
             Ok((events, locks)) => (events, locks, None),
             Err(damage) => (Events { newest: 0, mark: 0, newborn: false }, Locks::default(), Some(damage)),
@@ -191,7 +203,12 @@ struct Events {
     newborn: bool,
 }
 
-fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Damaged> {
+fn events_of(
+    db: &DB,
+    region: &Region,
+    boundary: &Boundary,
+    parent: &mut dyn FnMut() -> Option<i64>,
+) -> Result<Events, Damaged> {
     let id = region.region_id();
     match (mark_of(db, StoredKey::EventsMark { region: id })?, mark_of(db, StoredKey::AppliedMark { region: id })?) {
         (Some(mark), newest) => Ok(Events { newest: newest.unwrap_or(mark).max(mark), mark, newborn: false }),
@@ -204,7 +221,7 @@ fn events_of(db: &DB, region: &Region, boundary: &Boundary) -> Result<Events, Da
         // Data of which no mark speaks: the child of a split, opened for the first time. What its range has seen was applied by
         // the parent, and recorded under the parent's id.
         (None, None) => {
-            let mark = newest_of_store(db)?;
+            let mark = parent().map_or_else(|| newest_of_store(db), Ok)?;
             let events = Reader::now(db).family(EVENTS);
             let row = StoredKey::EventsMark { region: id }.encode();
             db.put_cf(events, row, mark.to_be_bytes())
@@ -222,7 +239,7 @@ fn mark_of(db: &DB, mark: StoredKey) -> Result<Option<i64>, Damaged> {
 }
 
 /// A bound that no revision which this store has applied lies above: the newest of each region's marks. Three lookups a
-/// region; only for children of splits.
+/// region; only for children of splits whose parent is not at hand.
 fn newest_of_store(db: &DB) -> Result<i64, Damaged> {
     let mut newest = Revision::INITIAL.0;
     let mut before = None;

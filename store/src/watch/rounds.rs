@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use braid_proto::id::{RegionId, Term};
 use braid_proto::pb::{FollowFrontier, RegionFrontier, StoreFrontier};
+use braid_store_core::pipeline::not_found;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -22,7 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::Publisher;
 use super::feed::Feed;
 use crate::read;
-use crate::region::{RegionPeer, not_found};
+use crate::region::RegionPeer;
 
 /// Between two frontiers that nothing else asks for.
 const TICK: Duration = Duration::from_millis(100);

@@ -201,3 +201,8 @@ pub fn timed_out(what: &str) -> Refusal {
 pub fn unknown(why: &str) -> Refusal {
     Refusal { reason: Some(refusal::Reason::Unknown(pb::Unknown { why: why.to_owned() })) }
 }
+
+/// Refusal: there is no such region here.
+pub fn not_found() -> Refusal {
+    Refusal { reason: Some(refusal::Reason::RegionNotFound(pb::RegionNotFound {})) }
+}

@@ -188,7 +188,7 @@ fn another_range_or_another_term_knows_of_no_attached_lease() {
     script.tell(8, Registered::Found);
     script.go_on(10);
     script.effects.clear();
-    let region = Region { id: 7, epoch: Some(EPOCH), ..Default::default() };
+    let region = Region { id: 7, end: user_key(b"x"), epoch: Some(EPOCH), ..Default::default() };
     script.pipeline.on_region(region, &mut script.effects);
     script.submit(2, put("b", 8));
     script.asks_for(8);
