@@ -17,10 +17,11 @@ use crossbeam_channel::Receiver;
 use raft::eraftpb::{Entry as RaftEntry, EntryType};
 use rocksdb::{WriteBatch, WriteOptions};
 
+use crate::change;
 use crate::error::fatal;
 use crate::handle::PeerHandle;
 use crate::host::Core;
-use crate::mail::{Birth, Note, Origin};
+use crate::mail::{Applied, Birth, Note, Origin};
 use crate::meta::{Admin, ApplyState, CF_HOST, Key, RegionState};
 use crate::peer::Committed;
 use crate::split::halves;
@@ -65,8 +66,7 @@ pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
 /// What a hand-over changed beside data.
 #[derive(Default)]
 struct Changed {
-    truncated: Option<(u64, u64)>,
-    split: bool,
+    effect: Applied,
     child: Option<Delegate>,
 }
 
@@ -93,16 +93,18 @@ impl Delegate {
             self.machine.on_leader(Term(term));
         }
         core.apply_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        let (index, Changed { truncated, split, child }) = (self.state.applied_index, changed);
-        core.note(region, Note::Applied { region, peer, index, bytes, truncated, split });
+        let (index, Changed { effect, child }) = (self.state.applied_index, changed);
+        core.note(region, Note::Applied { region, peer, index, bytes, effect });
         child
     }
 
     fn kind(&self, entry: &RaftEntry) -> Option<Admin> {
-        if entry.get_entry_type() != EntryType::EntryNormal {
-            fatal(format_args!("r{} holds a membership change this version does not know", self.handle.id()));
-        }
-        match Admin::decode(&entry.context, &entry.data) {
+        let admin = match entry.get_entry_type() {
+            EntryType::EntryNormal => Admin::decode(&entry.context, &entry.data),
+            EntryType::EntryConfChangeV2 => change::decode(&entry.context, &entry.data).map(|c| Some(Admin::Change(c))),
+            EntryType::EntryConfChange => Err("a change of peers of a kind that nobody proposes".to_owned()),
+        };
+        match admin {
             Ok(admin) => admin,
             Err(why) => fatal(format_args!("r{} index {}: {why}", self.handle.id(), entry.index)),
         }
@@ -160,13 +162,13 @@ impl Delegate {
                     self.state.truncated_index = compact.index;
                     self.state.truncated_term = compact.term;
                     metrics::counter!("braid_raft_log_truncations_total").increment(1);
-                    changed.truncated = Some((compact.index, compact.term));
+                    changed.effect.truncated = Some((compact.index, compact.term));
                 }
                 self.write_state(core);
                 self.tell(done, Outcome::Applied);
             }
             Admin::Split(split) => {
-                changed.split = true;
+                changed.effect.split = true;
                 match halves(&self.handle.region(), &split) {
                     Ok((parent, child)) => {
                         changed.child = Some(self.split(core, parent, child));
@@ -179,7 +181,43 @@ impl Delegate {
                     }
                 }
             }
+            Admin::Change(change) => match change::changed(&self.handle.region(), &change) {
+                Ok(region) => {
+                    self.change_peers(core, region);
+                    changed.effect.changes.push(change);
+                    self.tell(done, Outcome::Applied);
+                }
+                Err(why) => {
+                    tracing::warn!(
+                        region = self.handle.id(),
+                        index = entry.index,
+                        why,
+                        "change of peers refused at apply"
+                    );
+                    self.write_state(core);
+                    self.tell(done, Outcome::Dropped);
+                }
+            },
         }
+    }
+
+    /// The peers of the region change; the data stays.
+    fn change_peers(&self, core: &Core, region: Region) {
+        let mut batch = WriteBatch::new();
+        let state = RegionState::normal(region.clone());
+        batch.put_cf(core.cf_host(), Key::RegionState(region.id).encode(), prost::Message::encode_to_vec(&state));
+        self.put_state(core, &mut batch);
+        core.write_host(batch, true);
+        tracing::info!(region = region.id, epoch = %region.region_epoch(), peers = ?region.peers, "peers changed");
+        metrics::counter!("braid_raft_peer_changes_total").increment(1);
+        {
+            let mut table = core.table.lock();
+            self.handle.0.region.store(Arc::new(region.clone()));
+            table.put(region.clone(), self.handle.clone());
+        }
+        self.publish_applied();
+        self.machine.on_region(&region);
+        core.refresh_neighbours();
     }
 
     fn write_state(&self, core: &Core) {

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use braid_proto::id::{PeerId, Term};
-use braid_proto::pb::{Peer, Region, RegionReport};
+use braid_proto::pb::{Peer, Region, RegionEpoch, RegionReport};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
 use crate::applied::AppliedIndex;
+use crate::change::{Changed, PeerChange};
 use crate::lease::LeaseBasis;
 use crate::mail::{Command, Mail, MailBox, Note};
 use crate::meta::ApplyState;
@@ -62,6 +63,11 @@ pub(crate) struct PeerShared {
     pub applied_term: AtomicU64,
     pub basis: ArcSwap<LeaseBasis>,
     pub down_peers: ArcSwap<Vec<u64>>,
+    pub catching_up: ArcSwap<Vec<u64>>,
+    /// Since when no leader is known ([`Now`]); 0: one is. Written by the worker.
+    pub alone_since: AtomicU64,
+    /// When a leader spoke last, or this peer led.
+    pub leader_heard: AtomicU64,
     /// Term in which a proposal was refused for want of room: nothing later of it may be accepted (rule O3).
     pub refused_term: AtomicU64,
     pub gone: AtomicBool,
@@ -83,6 +89,9 @@ impl PeerHandle {
             applied_term: AtomicU64::new(applied.applied_term),
             basis: ArcSwap::default(),
             down_peers: ArcSwap::default(),
+            catching_up: ArcSwap::default(),
+            alone_since: AtomicU64::new(0),
+            leader_heard: AtomicU64::new(Now::monotonic().0),
             refused_term: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
@@ -104,9 +113,9 @@ impl PeerHandle {
         self.0.region.load_full()
     }
 
-    /// This peer.
+    /// This peer, as the region lists it.
     pub fn peer(&self) -> Peer {
-        self.0.peer
+        self.0.region.load().peer(PeerId(self.0.peer.id)).copied().unwrap_or(self.0.peer)
     }
 
     /// Newest raft term this peer knows.
@@ -191,6 +200,12 @@ impl PeerHandle {
         self.command(Command::Confirm { term: term.0, done });
     }
 
+    /// Changes the peers of the region, which is at `epoch`. One change at a time, never together with a split or a
+    /// transfer; the leader itself stays. `done` tells how it ended, possibly before this returns.
+    pub fn propose_change(&self, term: Term, epoch: RegionEpoch, change: PeerChange, done: Changed) {
+        self.command(Command::Change { term: term.0, epoch, change, done });
+    }
+
     /// Campaigns now instead of at the next election timeout, unless a promise to another leader stands.
     pub fn campaign(&self) {
         self.command(Command::Campaign);
@@ -204,6 +219,7 @@ impl PeerHandle {
             leader_peer: self.0.peer.id,
             term: view.term,
             down_peers: self.0.down_peers.load().to_vec(),
+            catching_up: self.0.catching_up.load().to_vec(),
             ..RegionReport::default()
         })
     }
@@ -240,6 +256,12 @@ impl PeerHandle {
 }
 
 impl PeerShared {
+    /// A leader spoke.
+    pub fn hear_leader(&self, now: Now) {
+        self.leader_heard.store(now.0, Ordering::Release);
+        self.alone_since.store(0, Ordering::Release);
+    }
+
     /// See [`PeerHandle::lease`].
     pub fn lease(&self, term: u64, now: Now) -> bool {
         let basis = self.basis.load();

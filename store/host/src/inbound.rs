@@ -101,7 +101,9 @@ fn open(message: RaftMessage) -> Option<Letter> {
         peers: Vec::new(),
     });
     match Message::parse_from_carllerche_bytes(&message.message) {
-        Ok(decoded) => Some(Letter { region: message.region_id, to, from, shape, message: decoded }),
+        Ok(decoded) => {
+            Some(Letter { region: message.region_id, to, from, shape, gone: message.gone, message: decoded })
+        }
         Err(error) => {
             tracing::warn!(region = message.region_id, %error, "an unreadable raft message was dropped");
             None

@@ -1,8 +1,8 @@
 //! Leader leases that rest on support between stores (rules O7, O8).
 //!
-//! A leader's lease in a term holds at an instant when, for a quorum of its voters (its own store included), the
-//! voter's store supports this store at that instant *and* the voter was seen in this term during the present,
-//! unbroken stretch of that support. Why both:
+//! A leader's lease in a term holds at an instant when, for a quorum of its voters (its own store included), and in a
+//! joint configuration for a quorum of the old voters as well, the voter's store supports this store at that instant
+//! *and* the voter was seen in this term during the present, unbroken stretch of that support. Why both:
 //!
 //! 1. A voter that answers a heartbeat in term t, while its store's promise stands, elects nobody else until the
 //!    promise has ended ([`crate::guard`]).
@@ -11,6 +11,10 @@
 //!    answers bring it back.
 //! 3. The holder's end of support lies before the granter's (sent before received, margin for clock rates), so what is
 //!    unbroken here is unbroken there.
+//!
+//! The configuration is the one that the leader has applied. A candidate that can win holds the entries of that
+//! configuration, and knows that everything before the last of them is committed, so it counts by this configuration or
+//! by a neighbouring one; and quorums of neighbouring configurations meet.
 //!
 //! The basis changes rarely and is published as a whole; whether it holds is computed by whoever asks, from the clock.
 
@@ -27,7 +31,7 @@ pub struct Seen {
     pub incarnation: u64,
 }
 
-/// One other voter of a leader.
+/// Another peer of a leader's region. One without a vote counts nothing, but what is seen of it is kept: it may get one.
 #[derive(Clone)]
 pub struct Voter {
     /// Its peer.
@@ -36,6 +40,10 @@ pub struct Voter {
     pub cell: Arc<SupportCell>,
     /// When it was last seen in this term, where that made a difference.
     pub seen: Option<Seen>,
+    /// It votes in the set that stays.
+    pub new: bool,
+    /// It votes in the set before the change under way; without one the same as `new`.
+    pub old: bool,
 }
 
 impl Voter {
@@ -54,8 +62,10 @@ impl Voter {
 pub struct LeaseBasis {
     /// Term it is for; 0: there is no lease, whatever the rest says.
     pub term: u64,
-    /// The voters but the leader itself.
+    /// The peers but the leader itself.
     pub others: Vec<Voter>,
+    /// Whether the leader itself votes in the new and in the old set.
+    pub own: (bool, bool),
     /// No lease from here on: a split is under way (rule S2). None: none is.
     pub cap: Option<Now>,
 }
@@ -67,25 +77,35 @@ impl LeaseBasis {
             return Now(0);
         }
         let cap = self.cap.unwrap_or(Now(u64::MAX));
-        // A majority of the voters, less the leader's own store, which always counts.
-        let needed = self.others.len().div_ceil(2);
-        if needed == 0 {
-            return cap;
+        self.quorum(Voter::until).min(cap)
+    }
+
+    /// The latest moment that a quorum of both sets of voters reaches, each as far as `end` says.
+    fn quorum(&self, end: impl Fn(&Voter) -> Now) -> Now {
+        let of = |votes: &dyn Fn(&Voter) -> bool, own: bool| {
+            let mut ends: Vec<Now> = self.others.iter().filter(|voter| votes(voter)).map(&end).collect();
+            // The leader's own store always counts, where the leader votes.
+            ends.extend(own.then_some(Now(u64::MAX)));
+            ends.sort_unstable_by(|a, b| b.cmp(a));
+            ends.get(ends.len() / 2).copied().unwrap_or_default()
+        };
+        let new = of(&|voter| voter.new, self.own.0);
+        // The usual case: one set of voters.
+        if self.own.0 == self.own.1 && self.others.iter().all(|voter| voter.new == voter.old) {
+            return new;
         }
-        let mut ends: Vec<Now> = self.others.iter().map(Voter::until).collect();
-        ends.sort_unstable_by(|a, b| b.cmp(a));
-        ends[needed - 1].min(cap)
+        new.min(of(&|voter| voter.old, self.own.1))
     }
 
     /// Whether the stores of a quorum support the leader's store at `now`, be the voters seen or not.
     pub fn has_quorum(&self, now: Now) -> bool {
-        let support = self.others.iter().filter(|voter| voter.cell.held().until > now).count();
-        self.term != 0 && self.cap.is_none() && support >= self.others.len().div_ceil(2)
+        self.term != 0 && self.cap.is_none() && self.quorum(|voter| voter.cell.held().until) > now
     }
 
     /// Whether every voter whose store supports this one at `now` was seen since that began.
     pub fn all_seen(&self, now: Now) -> bool {
-        self.others.iter().all(|voter| voter.cell.held().until <= now || voter.until() > now)
+        let mut voters = self.others.iter().filter(|voter| voter.new || voter.old);
+        voters.all(|voter| voter.cell.held().until <= now || voter.until() > now)
     }
 
     /// Takes note of an answer. True: it made a difference, the basis is to be published.
@@ -133,8 +153,11 @@ mod tests {
     }
 
     fn leader(holder: &SupportTable, stores: &[u64]) -> LeaseBasis {
-        let others = stores.iter().map(|store| Voter { peer: store * 10, cell: holder.cell(*store), seen: None });
-        LeaseBasis { term: 7, others: others.collect(), cap: None }
+        let voter = |store: &u64| {
+            let cell = holder.cell(*store);
+            Voter { peer: store * 10, cell, seen: None, new: true, old: true }
+        };
+        LeaseBasis { term: 7, others: stores.iter().map(voter).collect(), own: (true, true), cap: None }
     }
 
     #[test]
@@ -202,5 +225,35 @@ mod tests {
         renew(&holder, &three, 3, 6, 1000);
         four.saw(30, Seen { sent: at(1001), incarnation: 6 });
         assert_eq!(four.until(), at(1780));
+    }
+
+    #[test]
+    fn a_joint_configuration_needs_both_quorums_and_learners_count_nothing() {
+        let holder = SupportTable::new(1, 1, config());
+        let tables: Vec<SupportTable> = (2..=5).map(|id| SupportTable::new(id, 5, config())).collect();
+        let mut basis = leader(&holder, &[2, 3, 4, 5]);
+        // Old voters 1 2 3, new ones 1 4 5.
+        for voter in &mut basis.others {
+            (voter.old, voter.new) = (voter.peer <= 30, voter.peer > 30);
+        }
+        let support = |basis: &mut LeaseBasis, store: u64| {
+            renew(&holder, &tables[store as usize - 2], store, 5, 1000);
+            basis.saw(store * 10, Seen { sent: at(1001), incarnation: 5 });
+        };
+        support(&mut basis, 2);
+        support(&mut basis, 3);
+        assert_eq!(basis.until(), Now(0), "the new voters are missing");
+        assert!(!basis.has_quorum(at(1200)));
+        support(&mut basis, 4);
+        assert_eq!(basis.until(), at(1780));
+        assert!(basis.has_quorum(at(1200)));
+        // The change is over: 2 and 3 are learners, of the new voters one is enough beside the leader.
+        basis.others.iter_mut().for_each(|voter| voter.old = voter.new);
+        assert_eq!(basis.until(), at(1780));
+        basis.others.iter_mut().for_each(|voter| (voter.old, voter.new) = (voter.peer == 50, voter.peer == 50));
+        assert_eq!(basis.until(), Now(0), "seen learners make no lease");
+        basis.own = (true, false);
+        basis.others.iter_mut().for_each(|voter| (voter.old, voter.new) = (voter.peer <= 40, voter.peer == 40));
+        assert_eq!(basis.until(), at(1780), "three old voters without the leader, two new ones with it");
     }
 }

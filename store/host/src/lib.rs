@@ -26,6 +26,7 @@ use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
 
 mod applied;
 mod apply;
+mod change;
 pub mod config;
 mod error;
 mod gc;
@@ -51,6 +52,7 @@ mod tests;
 pub mod transport;
 mod worker;
 
+pub use change::{ChangeRefused, Changed, PeerChange};
 pub use error::OpenError;
 pub use handle::{PROPOSAL_BYTES_MAX, PeerHandle, Transferred};
 pub use host::Host;
@@ -157,6 +159,10 @@ pub trait RegionMachine: Send + Sync + 'static {
 
     /// Approximate bytes and keys of the data, for reports.
     fn approximate_size(&self) -> (u64, u64);
+
+    /// This peer was removed from its region for good: what waits for it here will not be answered. Called once, on the
+    /// apply thread, after that is durable and before the data is deleted; nothing is called afterwards.
+    fn on_destroyed(&self) {}
 }
 
 /// How a proposal ended.

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use braid_proto::pb::{Peer, Region, SnapshotManifest};
+use braid_proto::pb::{Peer, Region, RegionEpoch, SnapshotManifest};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use raft::eraftpb::{Message, Snapshot};
 
+use crate::change::{ChangeRefused, Changed, PeerChange};
 use crate::handle::{PeerHandle, Transferred};
-use crate::meta::ApplyState;
+use crate::meta::{ApplyState, Change};
 use crate::reads::Confirmed;
 use crate::split::SplitSpec;
 use crate::storage::SnapshotFiles;
@@ -100,9 +101,18 @@ pub(crate) struct Letter {
     pub region: u64,
     pub to: Peer,
     pub from: Peer,
-    /// Only with messages that may create a peer: range and epoch of the sender's region.
+    /// Epoch of the sender's region, and with messages that may create a peer its range.
     pub shape: Option<Region>,
+    /// Not a raft message: the region has no peer `to` any more.
+    pub gone: bool,
     pub message: Message,
+}
+
+impl Letter {
+    /// Configuration of the sender; 0: it did not say.
+    pub fn conf_ver(&self) -> u64 {
+        self.shape.as_ref().map_or(0, |shape| shape.region_epoch().conf_ver)
+    }
 }
 
 /// A raft snapshot that arrived: its message and its files.
@@ -137,6 +147,7 @@ pub(crate) enum Command {
     Split { term: u64, spec: SplitSpec, done: Done },
     Transfer { term: u64, to: u64, done: Transferred },
     Confirm { term: u64, done: Confirmed },
+    Change { term: u64, epoch: RegionEpoch, change: PeerChange, done: Changed },
     Campaign,
 }
 
@@ -147,6 +158,7 @@ impl Command {
             Command::Split { done, .. } => done(Outcome::Dropped),
             Command::Transfer { done, .. } => done(Err(why.to_owned())),
             Command::Confirm { done, .. } => done(false),
+            Command::Change { done, .. } => done(Err(ChangeRefused::NotNow(why.to_owned()))),
             Command::Campaign => {}
         }
     }
@@ -184,6 +196,17 @@ pub(crate) enum Origin {
     SplitFollower,
 }
 
+/// What applied entries changed beside data.
+#[derive(Default)]
+pub(crate) struct Applied {
+    /// The log is truncated up to here, and the term there.
+    pub truncated: Option<(u64, u64)>,
+    /// A split was applied, or refused.
+    pub split: bool,
+    /// Changes of peers that were accepted, in order.
+    pub changes: Vec<Change>,
+}
+
 /// From the host's own threads.
 pub(crate) enum Note {
     Create(Box<Birth>),
@@ -193,8 +216,7 @@ pub(crate) enum Note {
         peer: u64,
         index: u64,
         bytes: usize,
-        truncated: Option<(u64, u64)>,
-        split: bool,
+        effect: Applied,
     },
     /// An installed snapshot's data is complete.
     Installed {

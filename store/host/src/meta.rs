@@ -16,7 +16,7 @@
 use braid_proto::pb::{Peer, Region, SnapshotManifest};
 use bytes::Bytes;
 use prost::Message;
-use raft::eraftpb::{ConfState, HardState};
+use raft::eraftpb::HardState;
 
 /// Column family of the keys above.
 pub const CF_HOST: &str = "host";
@@ -238,12 +238,6 @@ fn unfixed(bytes: &[u8]) -> Option<[u64; 4]> {
     Some(fields)
 }
 
-/// The raft configuration that a region's peers make.
-pub fn conf_state(peers: &[Peer]) -> ConfState {
-    let ids = |learner: bool| peers.iter().filter(move |p| p.learner == learner).map(|p| p.id);
-    ConfState::from((ids(false).collect::<Vec<_>>(), ids(true).collect::<Vec<_>>()))
-}
-
 /// First byte of a raft entry's context: entries that the host itself applies. Entries without context are the machine's.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Admin {
@@ -251,6 +245,8 @@ pub enum Admin {
     Compact(Compact),
     /// Split the region.
     Split(Split),
+    /// Change the peers. Its entry is one of raft's own kind, see [`crate::change`].
+    Change(Change),
 }
 
 /// Everything up to `index` may leave the log.
@@ -281,12 +277,39 @@ pub struct Split {
     pub version: u64,
 }
 
+/// Exactly one of: add, remove, change of voters, leave.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Change {
+    /// Epoch of the region it was proposed under; another one at apply refuses it.
+    #[prost(uint64, tag = "1")]
+    pub conf_ver: u64,
+    /// Likewise.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// New learner.
+    #[prost(message, optional, tag = "3")]
+    pub add: Option<Peer>,
+    /// Learner that goes, by id; 0: none.
+    #[prost(uint64, tag = "4")]
+    pub remove: u64,
+    /// Learners that become voters, by id.
+    #[prost(uint64, repeated, tag = "5")]
+    pub promote: Vec<u64>,
+    /// Voters that become learners, by id.
+    #[prost(uint64, repeated, tag = "6")]
+    pub demote: Vec<u64>,
+    /// A change of voters is over.
+    #[prost(bool, tag = "7")]
+    pub leave: bool,
+}
+
 impl Admin {
     /// Context and data of the raft entry.
     pub fn encode(&self) -> (Bytes, Bytes) {
         match self {
             Admin::Compact(compact) => (Bytes::from_static(&[1]), compact.encode_to_vec().into()),
             Admin::Split(split) => (Bytes::from_static(&[2]), split.encode_to_vec().into()),
+            Admin::Change(change) => (Bytes::from_static(&[3]), change.encode_to_vec().into()),
         }
     }
 
@@ -297,6 +320,7 @@ impl Admin {
             [] => Ok(None),
             [1] => Ok(Some(Admin::Compact(Compact::decode(data.clone()).map_err(wrong)?))),
             [2] => Ok(Some(Admin::Split(Split::decode(data.clone()).map_err(wrong)?))),
+            [3] => Ok(Some(Admin::Change(Change::decode(data.clone()).map_err(wrong)?))),
             other => Err(format!("host entry of unknown kind {other:?}")),
         }
     }

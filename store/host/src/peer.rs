@@ -14,26 +14,28 @@
 use std::sync::Arc;
 
 use braid_proto::id::{PeerId, Term};
-use braid_proto::pb::{Peer as PeerMeta, Region, SnapshotManifest};
+use braid_proto::pb::{Peer as PeerMeta, SnapshotManifest};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 
+use crate::change::{conf_state, votes};
 use crate::config::Timing;
 use crate::error::fatal;
 use crate::gc::Keep;
 use crate::guard::{Followed, VoteGuard, asks_for_vote, from_leader};
 use crate::handle::{PeerHandle, View};
-use crate::lease::{LeaseBasis, Seen, Voter};
+use crate::lease::{LeaseBasis, Seen};
 use crate::log::LogStore;
-use crate::mail::SnapshotDir;
-use crate::meta::{self, Admin, ApplyState, RaftState};
+use crate::mail::{Applied, SnapshotDir};
+use crate::meta::{Admin, ApplyState, RaftState};
 use crate::proposals::{Proposals, Waiting};
 use crate::reads::Reads;
 use crate::storage::{PeerStorage, SnapshotSlot};
 use crate::support::{Now, SupportTable};
 use crate::{Done, Outcome, RegionMachine};
 
+mod change;
 mod clock;
 mod command;
 mod ready;
@@ -61,6 +63,8 @@ pub(crate) fn raft_logger() -> slog::Logger {
 /// A peer without region state lets entries pass unanswered for so many election timeouts. Its host is most likely about
 /// to hear of the region, or to apply the split that makes it; an answer would make the leader send a raft snapshot.
 const BLANK_ELECTIONS: u32 = 3;
+/// Peers beside its own that a peer remembers or answers at once; more come again.
+const STRANGERS_MAX: usize = 16;
 
 /// A peer of this host.
 pub(crate) struct Peer {
@@ -100,6 +104,14 @@ pub(crate) struct Peer {
     /// A raft snapshot for this peer could not be sent; raft is told when it may be.
     failed_snapshot: Option<u64>,
     last_heard: Vec<(u64, Now)>,
+    /// Senders of a newer configuration than this peer has applied: they are answered like peers.
+    strangers: Vec<PeerMeta>,
+    /// Peers that this leader removed, and how often they are told so yet.
+    farewells: Vec<(PeerMeta, u8)>,
+    /// Peers that are told with the next round that the region has no such peer.
+    dismissals: Vec<PeerMeta>,
+    /// The peer is being destroyed: nothing happens to it any more.
+    condemned: bool,
     ticks: u64,
     /// Ticks since anything happened to it.
     quiet_ticks: u64,
@@ -132,7 +144,9 @@ impl Peer {
         guard: VoteGuard,
     ) -> Self {
         let raft_state = raft_state.unwrap_or(RaftState { peer_id: handle.peer().id, ..RaftState::default() });
-        let blank_until = Now::monotonic().plus(env.timing.election() * BLANK_ELECTIONS);
+        // A new learner has nothing to wait for: its host is told of it by nobody else.
+        let patience = if handle.0.peer.learner { 0 } else { BLANK_ELECTIONS };
+        let blank_until = Now::monotonic().plus(env.timing.election() * patience);
         Self { blank_until, ..Self::build(env, handle, None, log, raft_state, None, guard, Vec::new()) }
     }
 
@@ -147,7 +161,7 @@ impl Peer {
         guard: VoteGuard,
         peers: Vec<PeerMeta>,
     ) -> Self {
-        let conf_state = meta::conf_state(&peers);
+        let conf_state = conf_state(&peers);
         let storage = PeerStorage::new(handle.id(), log, conf_state, raft_state.hard_state(), apply);
         let applied = apply.map_or(0, |apply| apply.applied_index);
         let config = Config {
@@ -195,6 +209,10 @@ impl Peer {
             snapshot_age: 0,
             failed_snapshot: None,
             last_heard: Vec::new(),
+            strangers: Vec::new(),
+            farewells: Vec::new(),
+            dismissals: Vec::new(),
+            condemned: false,
             ticks: 0,
             quiet_ticks: 0,
             greets: false,
@@ -206,7 +224,7 @@ impl Peer {
     }
 
     pub fn peer_id(&self) -> u64 {
-        self.handle.peer().id
+        self.handle.0.peer.id
     }
 
     pub fn guard(&self) -> &VoteGuard {
@@ -219,7 +237,7 @@ impl Peer {
 
     /// Whether raft has something to do that `collect` would take.
     pub fn is_busy(&self) -> bool {
-        self.raw.has_ready()
+        !self.condemned && (self.raw.has_ready() || !self.dismissals.is_empty())
     }
 
     fn leads(&self, term: u64) -> bool {
@@ -242,8 +260,8 @@ impl Peer {
     /// Whether a sole voter sits here: it may campaign at once, nobody else can have been promised anything.
     pub fn is_sole_voter(&self) -> bool {
         let region = self.handle.region();
-        region.peers.iter().filter(|peer| !peer.learner).count() == 1
-            && region.peer(PeerId(self.peer_id())).is_some_and(|peer| !peer.learner)
+        region.peers.iter().filter(|peer| votes(peer)).count() == 1
+            && region.peer(PeerId(self.peer_id())).is_some_and(votes)
     }
 
     /// Whether this peer campaigns at once where all peers of its region were just created.
@@ -252,8 +270,8 @@ impl Peer {
         region.peers.iter().find(|peer| !peer.learner).is_some_and(|peer| peer.id == self.peer_id())
     }
 
-    /// A message of another host, whose frames carry `incarnation`.
-    pub fn step(&mut self, from: PeerMeta, incarnation: u64, message: Message, now: Now, env: &Env) {
+    /// A message of another host, whose frames carry `incarnation`; `conf_ver` is the sender's.
+    pub fn step(&mut self, (from, conf_ver): (PeerMeta, u64), incarnation: u64, message: Message, now: Now, env: &Env) {
         match message.get_msg_type() {
             // Forwarded proposals and questions have no index and no term to answer by; nobody sends them here.
             MessageType::MsgPropose
@@ -274,12 +292,8 @@ impl Peer {
         if message.from != from.id || message.to != self.peer_id() {
             return;
         }
-        if !self.peers.iter().any(|known| known.id == from.id && known.store_id == from.store_id) {
-            if self.is_initialised() {
-                return;
-            }
-            self.peers.retain(|known| known.id != from.id);
-            self.peers.push(from);
+        if !self.knows(from, conf_ver) {
+            return;
         }
         let promised = |host, incarnation| env.support.promised(host, incarnation, now);
         if !self.guard.admits(&message, now.0, promised) {
@@ -298,6 +312,42 @@ impl Peer {
         let raft = &self.raw.raft;
         if leading && raft.term == term && raft.leader_id == from.id {
             self.guard.follows(Followed { peer: from.id, term, host: from.store_id, incarnation });
+            self.handle.0.hear_leader(now);
+        }
+    }
+
+    /// Whether the sender is somebody to talk to. Somebody of a newer configuration is: this peer learns of it only from
+    /// those it does not know yet. Somebody of an older one was removed, and is told so.
+    fn knows(&mut self, from: PeerMeta, conf_ver: u64) -> bool {
+        let same = |known: &PeerMeta| known.id == from.id && known.store_id == from.store_id;
+        if self.peers.iter().any(same) {
+            return true;
+        }
+        if !self.is_initialised() {
+            self.peers.retain(|known| known.id != from.id);
+            self.peers.push(from);
+            return true;
+        }
+        let own = self.handle.region().region_epoch().conf_ver;
+        if conf_ver > own {
+            if !self.strangers.iter().any(same) {
+                if self.strangers.len() == STRANGERS_MAX {
+                    self.strangers.remove(0);
+                }
+                self.strangers.push(from);
+            }
+            return true;
+        }
+        if conf_ver < own {
+            self.dismiss(from);
+        }
+        false
+    }
+
+    /// Tells a removed peer so, with the next round.
+    fn dismiss(&mut self, peer: PeerMeta) {
+        if self.dismissals.len() < STRANGERS_MAX && !self.dismissals.iter().any(|known| known.id == peer.id) {
+            self.dismissals.push(peer);
         }
     }
 
@@ -360,11 +410,11 @@ impl Peer {
         self.guard.leads();
         self.inaugurating = Some(term);
         self.compact_proposed = 0;
-        let voters = self.peers.iter().filter(|peer| !peer.learner && peer.id != self.peer_id());
-        let others = voters.map(|peer| Voter { peer: peer.id, cell: env.support.cell(peer.store_id), seen: None });
-        self.lease = LeaseBasis { term, others: others.collect(), cap: None };
+        self.lease = LeaseBasis::default();
+        self.lease = LeaseBasis { term, others: self.voters(env), own: self.own_votes(), cap: None };
         self.publish_lease();
         self.last_heard = self.peers.iter().map(|peer| (peer.id, now)).collect();
+        self.report_catching_up(now, env);
         // Asks everybody right away, so that the lease does not wait for the first tick.
         self.raw.ping();
     }
@@ -376,6 +426,8 @@ impl Peer {
         self.reads.fail();
         self.proposals.drop_waiting();
         self.handle.0.down_peers.store(Arc::default());
+        self.handle.0.catching_up.store(Arc::default());
+        self.farewells.clear();
         let mut slot = self.raw.store().snapshots.borrow_mut();
         if matches!(*slot, SnapshotSlot::Wanted(_) | SnapshotSlot::Ready { .. }) {
             *slot = SnapshotSlot::Idle;
@@ -383,8 +435,12 @@ impl Peer {
     }
 
     /// The apply thread has applied up to `index`.
-    pub fn on_applied(&mut self, index: u64, bytes: usize, truncated: Option<(u64, u64)>, split: bool) {
+    pub fn on_applied(&mut self, (index, bytes): (u64, usize), effect: &Applied, now: Now, env: &Env) {
+        let Applied { truncated, split, ref changes } = *effect;
         self.apply_bytes -= bytes;
+        if !changes.is_empty() {
+            self.take_over(changes, now, env);
+        }
         if index > self.applied() {
             self.raw.advance_apply_to(index);
         }
@@ -405,6 +461,10 @@ impl Peer {
         }
         self.reads.applied(index);
         self.raw.mut_store().trim_cache(index, false);
+        if !changes.is_empty() {
+            self.step_down_if_demoted();
+        }
+        self.leave_joint(env);
     }
 
     /// The process stops, or the peer is replaced: nobody will answer for it any more.
@@ -453,11 +513,6 @@ fn entry(context: Bytes, data: Bytes) -> Entry {
 fn admin_entry(admin: &Admin) -> Entry {
     let (context, data) = admin.encode();
     entry(context, data)
-}
-
-/// The range and epoch that receivers judge a message by which may create a peer.
-fn shape_of(region: &Region) -> Region {
-    Region { peers: Vec::new(), ..region.clone() }
 }
 
 impl Peer {

@@ -27,10 +27,11 @@ use raft::eraftpb::Snapshot;
 use rocksdb::{DB, IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, WriteBatch, WriteOptions};
 
 use crate::apply::{ApplyTask, Delegate};
+use crate::change::conf_state;
 use crate::error::fatal;
 use crate::host::Core;
 use crate::mail::Note;
-use crate::meta::{self, ApplyState, CF_HOST, Key, PeerState, RegionState};
+use crate::meta::{ApplyState, CF_HOST, Key, PeerState, RegionState};
 use crate::peer::Install;
 use crate::storage::SnapshotFiles;
 use crate::{DataRange, PeerHandle, RegionMachine, StateMachine};
@@ -118,7 +119,7 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
     let meta = snapshot.mut_metadata();
     meta.index = apply.applied_index;
     meta.term = apply.applied_term;
-    meta.set_conf_state(meta::conf_state(&region.peers));
+    meta.set_conf_state(conf_state(&region.peers));
     Ok((Box::new(snapshot), files))
 }
 

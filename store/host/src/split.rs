@@ -23,6 +23,9 @@ pub fn halves(region: &Region, split: &Split) -> Result<(Region, Region), String
     if epoch.version != split.version {
         return Err(format!("proposed under version {}, the region is at {epoch}", split.version));
     }
+    if region.is_joint() {
+        return Err("a change of voters is under way".to_owned());
+    }
     if split.key == region.start || !region.range().contains(&split.key) {
         return Err("the key does not lie inside the region, or is its first".to_owned());
     }
@@ -80,6 +83,13 @@ mod tests {
         assert_eq!((child.epoch, child.id), (parent.epoch, 2));
         assert_eq!(parent.peers, region().peers);
         assert_eq!(child.peers[2], Peer::learner(23, 3));
+    }
+
+    #[test]
+    fn a_region_between_two_sets_of_voters_is_not_split() {
+        let mut joint = region();
+        joint.peers[2].changing = true;
+        assert!(halves(&joint, &split("m")).unwrap_err().contains("change of voters"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whole hosts in one process: real logs, real databases, a network that can be cut.
 
 mod basics;
+mod changes;
 mod chaos;
 mod cluster;
 mod folders;

@@ -193,7 +193,7 @@ impl Worker {
             return self.keep_early(letter, incarnation);
         }
         let Some(peer) = self.peers.get_mut(&region).filter(|peer| peer.peer_id() == letter.to.id) else { return };
-        peer.step(letter.from, incarnation, letter.message, now, &self.core.env);
+        peer.step((letter.from, letter.conf_ver()), incarnation, letter.message, now, &self.core.env);
         self.touch(region);
     }
 
@@ -228,10 +228,11 @@ impl Worker {
     fn on_note(&mut self, note: Note) {
         match note {
             Note::Create(birth) => self.create(*birth),
-            Note::Applied { region, peer, index, bytes, truncated, split } => {
+            Note::Applied { region, peer, index, bytes, effect } => {
+                let core = Arc::clone(&self.core);
                 let Some(live) = self.live(region, peer) else { return };
-                live.on_applied(index, bytes, truncated, split);
-                if let Some((index, _)) = truncated {
+                live.on_applied((index, bytes), &effect, Now::monotonic(), &core.env);
+                if let Some((index, _)) = effect.truncated {
                     self.core.truncated(region, peer, index);
                 }
             }

@@ -30,6 +30,8 @@ const WAITING_TICKS: u64 = 3;
 /// While the stores of a quorum support a leader, silence of its voters counts for so much less: their answers are late
 /// because somebody is overloaded, and another election would only add to it.
 const QUORUM_SLACK: u64 = 8;
+/// Ticks between two looks at who lacks much of the log, and at who is to be told again that it was removed.
+const REPORT_TICKS: u64 = 5;
 /// Ticks without any event before a peer falls asleep: one that is used now and then stays awake.
 const QUIET_TICKS: u64 = 10;
 
@@ -49,6 +51,10 @@ impl Peer {
     pub fn tick(&mut self, now: Now, env: &Env, elections: bool) {
         self.ticks += 1;
         self.quiet_ticks += 1;
+        if self.condemned {
+            return;
+        }
+        self.mind_leader(now, env);
         self.watch_transfer(true);
         self.expire_snapshot(env);
         if self.installing || !self.is_initialised() {
@@ -74,6 +80,11 @@ impl Peer {
         if turn.is_multiple_of(RESTING_TICKS) {
             self.report_down_peers(now, env);
         }
+        if turn.is_multiple_of(REPORT_TICKS) {
+            self.report_catching_up(now, env);
+            self.say_farewell();
+        }
+        self.leave_joint(env);
         let ticks = match self.pace(now, env) {
             Pace::Busy => 1,
             Pace::Waiting => WAITING_TICKS,
@@ -107,9 +118,18 @@ impl Peer {
     }
 
     /// Whether the store of peer `id` does not support this one: nothing reaches it, as far as is known.
-    fn is_silent(&self, id: u64, now: Now, env: &Env) -> bool {
+    pub(super) fn is_silent(&self, id: u64, now: Now, env: &Env) -> bool {
         let peer = self.peers.iter().find(|peer| peer.id == id);
         peer.is_some_and(|peer| peer.store_id != env.host_id && !env.support.holds(peer.store_id, now))
+    }
+
+    fn say_farewell(&mut self) {
+        for (peer, left) in std::mem::take(&mut self.farewells) {
+            self.dismiss(peer);
+            if left > 1 {
+                self.farewells.push((peer, left - 1));
+            }
+        }
     }
 
     fn report_down_peers(&mut self, now: Now, env: &Env) {
@@ -127,11 +147,16 @@ impl Peer {
     /// Whether nothing will happen to this peer unless somebody wakes it. `standings`: what the worker compares the next
     /// look at the stores with; a change after that look wakes the peer.
     pub fn may_sleep(&mut self, now: Now, env: &Env, standings: &[Standing]) -> bool {
+        if self.condemned {
+            return true;
+        }
         let under_way = self.transfer.is_some()
             || self.is_installing()
             || self.inaugurating.is_some()
             || self.splitting
             || self.failed_snapshot.is_some()
+            || !self.farewells.is_empty()
+            || (self.is_leader() && self.is_joint())
             || self.apply_bytes > 0
             || !matches!(*self.raw.store().snapshots.borrow(), SnapshotSlot::Idle);
         if self.quiet_ticks < QUIET_TICKS || under_way || self.is_busy() {
@@ -152,6 +177,7 @@ impl Peer {
             return false;
         }
         self.report_down_peers(now, env);
+        self.report_catching_up(now, env);
         let down = self.handle.0.down_peers.load_full();
         let reported = |id: u64| self.is_silent(id, now, env) == down.contains(&id);
         if !self.peers.iter().all(|peer| reported(peer.id)) {

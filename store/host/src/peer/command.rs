@@ -38,6 +38,9 @@ impl Peer {
             },
             Command::Confirm { term, done } if self.leads(term) => self.reads.ask(done),
             Command::Confirm { done, .. } => done(false),
+            Command::Change { term, epoch, change, done } => {
+                self.propose_change((term, epoch), &change, done, now, env);
+            }
             Command::Campaign => self.campaign(now, env),
         }
     }
@@ -49,6 +52,7 @@ impl Peer {
             || self.raw.raft.state != StateRole::Follower
             || self.guard.bound(promised)
             || !(self.guard.may_campaign(now.0) || self.is_sole_voter())
+            || !self.raw.raft.promotable()
         {
             return;
         }
@@ -63,6 +67,9 @@ impl Peer {
         }
         if self.transfer.is_some() {
             return Err("another transfer is under way".to_owned());
+        }
+        if self.is_changing() {
+            return Err("a change of peers is under way".to_owned());
         }
         let region = self.handle.region();
         if to == self.peer_id() {
@@ -104,8 +111,8 @@ impl Peer {
         let split = Split { key: spec.key, child_id: spec.child_id.0, child_peer_ids: spec.child_peer_ids, version };
         let refusal = if !self.leads(term) || !self.settled() {
             Some("this peer does not lead, or has not applied its first entry".to_owned())
-        } else if self.splitting || self.proposals.is_waiting() {
-            Some("a split is under way, or proposals wait".to_owned())
+        } else if self.splitting || self.is_changing() || self.proposals.is_waiting() {
+            Some("a split or a change of peers is under way, or proposals wait".to_owned())
         } else {
             halves(&region, &split).err()
         };

@@ -1,12 +1,12 @@
 //! What raft wants done: taken in `collect`, acknowledged in `finish`.
 
-use braid_proto::pb::{RaftMessage, RegionEpoch};
+use braid_proto::pb::RaftMessage;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{Ready, SnapshotStatus};
 
 use super::snapshot::Install;
-use super::{Env, Peer, shape_of};
+use super::{Env, Peer};
 use crate::Done;
 use crate::log::{LogOp, LogWrite};
 use crate::meta::RaftState;
@@ -58,7 +58,11 @@ pub(crate) struct OutgoingSnapshot {
 impl Peer {
     /// Takes what raft wants done. `room`: the apply thread can take more. What is returned goes to `finish`.
     pub fn collect(&mut self, now: Now, env: &Env, room: bool, effects: &mut Effects) -> Option<Ready> {
+        if self.condemned {
+            return None;
+        }
         self.observe_role(now, env);
+        self.post_dismissals(effects);
         self.want_snapshot(effects);
         if self.installing || (!room && self.apply_bytes > 0) {
             return None;
@@ -178,14 +182,16 @@ impl Peer {
     }
 
     fn envelope(&self, message: Message) -> Option<(u64, RaftMessage)> {
-        let to = self.peers.iter().find(|peer| peer.id == message.to).copied()?;
+        let mut known = self.peers.iter().chain(&self.strangers);
+        let to = known.find(|peer| peer.id == message.to).copied()?;
         // Only messages that may create a peer over there carry the region's shape.
         let creates = matches!(
             message.get_msg_type(),
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote | MessageType::MsgSnapshot
         ) || (message.get_msg_type() == MessageType::MsgHeartbeat && message.commit == 0);
-        let region = if creates { shape_of(&self.handle.region()) } else { Default::default() };
-        let epoch: Option<RegionEpoch> = region.epoch;
+        let region = self.handle.region();
+        let epoch = Some(region.region_epoch());
+        let (start, end) = if creates { (region.start.clone(), region.end.clone()) } else { Default::default() };
         let bytes = message.write_to_bytes().expect("a raft message has no required fields");
         let envelope = RaftMessage {
             region_id: self.region_id(),
@@ -193,11 +199,26 @@ impl Peer {
             from: Some(self.handle.peer()),
             to: Some(to),
             message: bytes.into(),
-            start: region.start,
-            end: region.end,
+            start,
+            end,
             gone: false,
         };
         Some((to.store_id, envelope))
+    }
+
+    /// Tells removed peers that they are none.
+    fn post_dismissals(&mut self, effects: &mut Effects) {
+        for to in std::mem::take(&mut self.dismissals) {
+            let message = RaftMessage {
+                region_id: self.region_id(),
+                epoch: self.handle.region().epoch,
+                from: Some(self.handle.peer()),
+                to: Some(to),
+                gone: true,
+                ..RaftMessage::default()
+            };
+            effects.messages.push((to.store_id, message));
+        }
     }
 
     fn send_snapshot(&mut self, message: Message, effects: &mut Effects) {

@@ -98,13 +98,15 @@ impl Peer {
 
     /// A received raft snapshot, whose range is reserved. True: raft takes it, and the files with it.
     pub fn step_snapshot(&mut self, parcel: Parcel, now: Now, env: &Env) -> bool {
-        let Parcel { incarnation, letter: Letter { from, message, .. }, manifest, dir, .. } = parcel;
+        let Parcel { incarnation, letter, manifest, dir, .. } = parcel;
+        let conf_ver = letter.conf_ver();
+        let Letter { from, message, .. } = letter;
         let listed = manifest.region.as_ref().and_then(|region| region.peer(PeerId(self.peer_id()))).is_some();
         if self.installing || self.incoming.is_some() || !listed {
             return false;
         }
         let index = message.get_snapshot().get_metadata().index;
-        self.step(from, incarnation, message, now, env);
+        self.step((from, conf_ver), incarnation, message, now, env);
         let taken = self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index);
         if taken {
             self.incoming = Some(Box::new((manifest, dir)));
