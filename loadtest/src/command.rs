@@ -8,8 +8,6 @@ use serde::Serialize;
 
 use crate::client::Address;
 use crate::cluster::{Binary, System};
-use crate::loader::Loader;
-use crate::session::Policy;
 use crate::watch::ShapeChange;
 
 mod compare;
@@ -138,12 +136,6 @@ impl Output {
         }
         Ok(())
     }
-}
-
-/// A loader with a connection for every 32 clients, and at least two for each endpoint.
-fn loader(endpoints: &[Address], clients: usize) -> Loader {
-    let connections = clients.div_ceil(32).max(2 * endpoints.len());
-    Loader { endpoints: endpoints.to_vec(), clients, connections, policy: Policy::default() }
 }
 
 /// Runs a future on a runtime of its own.

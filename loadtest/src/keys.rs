@@ -1,5 +1,6 @@
 //! Which keys a workload touches, in which order, and the values it writes.
 
+use std::fmt;
 use std::str::FromStr;
 
 use anyhow::Context;
@@ -12,6 +13,10 @@ use crate::random::Random;
 use crate::session::Pool;
 
 use braid_proto::etcd::etcdserverpb::RangeRequest;
+
+mod zipf;
+
+use zipf::Zipf;
 
 /// Digits of a key's number: fixed, so that key order is number order.
 const DIGITS: usize = 10;
@@ -34,6 +39,22 @@ pub struct KeySpace {
 }
 
 impl KeySpace {
+    /// Keys of exactly so many bytes: what the number leaves of them is filled up behind the prefix.
+    pub fn with_key_bytes(self, key_bytes: usize) -> anyhow::Result<Self> {
+        let least = self.prefix.len() + DIGITS;
+        anyhow::ensure!(
+            key_bytes >= least,
+            "keys of {key_bytes} bytes are too short for the prefix {:?} and {DIGITS} digits: give at least {least}",
+            self.prefix
+        );
+        Ok(Self { prefix: format!("{}{}", self.prefix, "k".repeat(key_bytes - least)), ..self })
+    }
+
+    /// Bytes of one key with its value.
+    pub fn entry_bytes(&self) -> u64 {
+        (self.prefix.len() + DIGITS + self.value_bytes) as u64
+    }
+
     /// Checks what later code relies on.
     pub fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.prefix.is_empty(), "the key prefix must not be empty");
@@ -88,22 +109,43 @@ impl KeySpace {
 }
 
 /// In which order the keys are picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Distribution {
     /// Every key equally often, in random order.
     Uniform,
     /// One after the other; workers start at evenly spread places.
     Sequential,
+    /// A few keys often and most of them seldom, by Zipf's law with this exponent. The popular keys are the same for all
+    /// workers, and scattered over the key space.
+    Zipf(f64),
 }
+
+/// Exponent of `zipf` without a number: a common choice, close to what caches and shops see.
+const ZIPF_EXPONENT: f64 = 0.99;
 
 impl FromStr for Distribution {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "uniform" => Ok(Self::Uniform),
-            "sequential" => Ok(Self::Sequential),
-            _ => Err(format!("{text:?} is not one of uniform, sequential")),
+        match (text, text.strip_prefix("zipf:")) {
+            ("uniform", _) => Ok(Self::Uniform),
+            ("sequential", _) => Ok(Self::Sequential),
+            ("zipf", _) => Ok(Self::Zipf(ZIPF_EXPONENT)),
+            (_, Some(exponent)) => match exponent.parse::<f64>() {
+                Ok(exponent) if exponent > 0.0 && exponent <= 10.0 => Ok(Self::Zipf(exponent)),
+                _ => Err(format!("{text:?}: the exponent must be above 0 and at most 10, as in zipf:1.2")),
+            },
+            _ => Err(format!("{text:?} is not one of uniform, sequential, zipf, zipf:EXPONENT")),
+        }
+    }
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uniform => f.write_str("uniform"),
+            Self::Sequential => f.write_str("sequential"),
+            Self::Zipf(exponent) => write!(f, "zipf:{exponent}"),
         }
     }
 }
@@ -112,14 +154,20 @@ impl FromStr for Distribution {
 #[derive(Debug)]
 pub struct Picker {
     space: KeySpace,
-    distribution: Distribution,
+    order: Order,
     random: Random,
-    /// The next key of the sequential order.
-    next: u64,
     /// The worker's own key.
     own: u64,
     piece: BytesMut,
     values: Bytes,
+}
+
+/// A distribution with what it remembers.
+#[derive(Debug)]
+enum Order {
+    Uniform,
+    Sequential { next: u64 },
+    Zipf(Zipf),
 }
 
 impl Picker {
@@ -128,7 +176,12 @@ impl Picker {
         let mut random = Random::new(seed, worker as u64);
         let own = (u128::from(space.count) * worker as u128 / workers as u128) as u64;
         let values = Bytes::from(random.bytes(POOL_BYTES + space.value_bytes));
-        Self { space: space.clone(), distribution, random, next: own, own, piece: BytesMut::new(), values }
+        let order = match distribution {
+            Distribution::Uniform => Order::Uniform,
+            Distribution::Sequential => Order::Sequential { next: own },
+            Distribution::Zipf(exponent) => Order::Zipf(Zipf::new(space.count, exponent)),
+        };
+        Self { space: space.clone(), order, random, own, piece: BytesMut::new(), values }
     }
 
     /// The next key to touch.
@@ -138,15 +191,21 @@ impl Picker {
 
     /// The next key to touch, with its number.
     pub fn numbered_key(&mut self) -> (u64, Bytes) {
-        let number = match self.distribution {
-            Distribution::Uniform => self.random.below(self.space.count),
-            Distribution::Sequential => {
-                let number = self.next;
-                self.next = (number + 1) % self.space.count;
+        let number = self.number();
+        (number, self.cut(number))
+    }
+
+    /// The number of the next key to touch.
+    pub fn number(&mut self) -> u64 {
+        match &mut self.order {
+            Order::Uniform => self.random.below(self.space.count),
+            Order::Sequential { next } => {
+                let number = *next;
+                *next = (number + 1) % self.space.count;
                 number
             }
-        };
-        (number, self.cut(number))
+            Order::Zipf(zipf) => zipf.draw(&mut self.random),
+        }
     }
 
     /// The key that this worker alone writes, as long as there are at least as many keys as workers. Own keys are
@@ -253,6 +312,37 @@ mod tests {
         assert_eq!(keys.len(), 8);
         assert!(keys.contains(&b"bench/0000000250/0"[..]) && keys.contains(&b"bench/0000000250/1"[..]), "{keys:?}");
         assert_eq!(pickers[0].beside(0, 5, 4), pickers[0].beside(0, 1, 4));
+    }
+
+    #[test]
+    fn distributions_are_read_as_they_are_written() {
+        for name in ["uniform", "sequential", "zipf:1.2"] {
+            assert_eq!(name.parse::<Distribution>().unwrap().to_string(), name);
+        }
+        assert_eq!("zipf".parse(), Ok(Distribution::Zipf(ZIPF_EXPONENT)));
+        for bad in ["zipf:0", "zipf:x", "random"] {
+            assert!(bad.parse::<Distribution>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_zipf_picker_wants_few_keys_often() {
+        let mut picker = Picker::new(&space(1_000), Distribution::Zipf(0.99), 1, 0, 4);
+        let mut seen = vec![0; 1_000];
+        (0..10_000).for_each(|_| seen[picker.number() as usize] += 1);
+        seen.sort_unstable();
+        // By the law the ten most wanted of a thousand get 39 in 100.
+        assert!((3_400..4_400).contains(&seen[990..].iter().sum::<i32>()), "{:?}", &seen[990..]);
+    }
+
+    #[test]
+    fn keys_have_the_size_that_is_asked_for() {
+        let wide = space(10).with_key_bytes(64).unwrap();
+        assert_eq!(wide.key(3).len(), 64);
+        assert_eq!(wide.entry_bytes(), 164);
+        assert!(wide.key(3).starts_with(b"bench/k") && wide.key(3).ends_with(b"k0000000003"));
+        let error = space(10).with_key_bytes(15).unwrap_err().to_string();
+        assert!(error.contains("at least 16"), "{error}");
     }
 
     #[test]

@@ -59,6 +59,12 @@ struct Tally {
 }
 
 impl Loader {
+    /// With a connection for every 32 clients, and at least two for each endpoint.
+    pub fn spread(endpoints: &[Address], clients: usize) -> Self {
+        let connections = clients.div_ceil(32).max(2 * endpoints.len());
+        Self { endpoints: endpoints.to_vec(), clients, connections, policy: Policy::default() }
+    }
+
     /// Puts the entries 0 to `count` - 1 that `entry` makes. Fails at the first put that cannot be done; entries loaded
     /// by then stay.
     pub async fn load<F>(&self, count: u64, entry: F, bar: &ProgressBar) -> anyhow::Result<Loaded>

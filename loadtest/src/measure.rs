@@ -1,19 +1,26 @@
-//! Everything that has a name in `run` and `compare`: operations that workers repeat (`workload`), watches (`watch`), and
-//! puts beside watches that never see any, or beside leases that expire (`lease::expiry`).
+//! Everything that has a name in `run` and `compare`: operations that workers repeat (`workload`), watches (`watch`),
+//! puts beside watches that never see any, or beside leases that expire (`lease::expiry`), and filling a key space.
 
 use std::fmt;
 use std::str::FromStr;
+
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::ProgressBar;
 
 use crate::lease::expiry;
+use crate::loader::Loader;
+use crate::progress;
 use crate::report::Report;
+use crate::resources::Usage;
 use crate::runner::{self, Plan};
+use crate::session::{Policy, Pool};
 use crate::watch::held::Held;
 use crate::watch::stream::Target;
 use crate::watch::{self, Scenario, Shape, ShapeChange};
 use crate::workload::Workload;
+use crate::workload::kubernetes::objects;
 
 /// Something that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +29,8 @@ pub enum Measure {
     Operations(Workload),
     /// Puts, while `IDLE_WATCHES` watches look at keys that nobody writes.
     PutIdleWatchers,
+    /// Puts of every key once, whether it is there or not.
+    Load,
     /// Puts, while a lease with many keys expires every second.
     LeaseExpiry,
     /// Watches.
@@ -32,7 +41,8 @@ pub enum Measure {
 pub const IDLE_WATCHES: usize = 10_000;
 
 impl Measure {
-    const NAMES: [(Self, &'static str); 6] = [
+    const NAMES: [(Self, &'static str); 7] = [
+        (Self::Load, "load"),
         (Self::LeaseExpiry, "lease-expiry"),
         (Self::PutIdleWatchers, "put-idle-watchers"),
         (Self::Watch(Scenario::Fanout), "watch-fanout"),
@@ -44,6 +54,39 @@ impl Measure {
     /// Whether the keys must be there before it starts.
     pub fn reads(self) -> bool {
         matches!(self, Self::Operations(workload) if workload.reads())
+    }
+
+    /// Every name, for help and errors; capital letters stand for numbers.
+    pub fn names() -> Vec<&'static str> {
+        let mut names = Workload::names();
+        names.extend(Self::NAMES.map(|(_, name)| name));
+        names
+    }
+
+    /// The bar that shows its progress.
+    pub fn bar(self, plan: &Plan) -> ProgressBar {
+        match self {
+            Self::Load => progress::counting("loading", plan.keys.count),
+            _ => progress::timing(&self.to_string(), plan.duration),
+        }
+    }
+
+    /// Puts the keys that it reads, unless they are there.
+    pub async fn fill(self, plan: &Plan) -> anyhow::Result<()> {
+        plan.keys.check()?;
+        if !self.reads() {
+            return Ok(());
+        }
+        let pool = Pool::new(&plan.endpoints, 1, Policy::default());
+        let loader = Loader::spread(&plan.endpoints, FILLERS);
+        let bar = progress::counting("filling", plan.keys.count);
+        if let Self::Operations(Workload::Kubernetes(_)) = self {
+            objects::fill(&plan.keys, &pool, &loader, plan.seed, &bar).await?;
+        } else if plan.keys.present(&pool).await? < plan.keys.count {
+            plan.keys.fill(&loader, plan.seed, &bar).await?;
+        }
+        bar.finish_and_clear();
+        Ok(())
     }
 
     /// Whether it only makes sense at a given rate.
@@ -64,6 +107,7 @@ impl Measure {
                 held.finish().context("the idle watches")?;
                 Ok(Report { workload: self.to_string(), ..report })
             }
+            Self::Load => load(plan, bar),
             Self::LeaseExpiry => expiry::run(&Plan { workload: Workload::Put, ..plan.clone() }, &self.to_string(), bar),
             Self::Watch(scenario) => {
                 let watch = watch::Plan {
@@ -93,8 +137,16 @@ impl FromStr for Measure {
         if let Some((measure, _)) = Self::NAMES.iter().find(|(_, name)| *name == text) {
             return Ok(*measure);
         }
-        let names = || Self::NAMES.map(|(_, name)| name).join(", ");
-        text.parse().map(Self::Operations).map_err(|error: String| format!("{error}, {}", names()))
+        match text.parse() {
+            Ok(workload) => Ok(Self::Operations(workload)),
+            // What looks like one of the numbered names is told what is wrong with it.
+            Err(error) if !error.contains("is not one of") => Err(error),
+            Err(_) => {
+                let near = Self::names().into_iter().find(|name| name.starts_with(text) || text.starts_with(name));
+                let hint = near.map_or_else(String::new, |name| format!("; did you mean {name}?"));
+                Err(format!("{text:?} is not one of {}{hint}", Self::names().join(", ")))
+            }
+        }
     }
 }
 
@@ -108,6 +160,26 @@ impl fmt::Display for Measure {
             }
         }
     }
+}
+
+/// Puts in flight while keys are filled in.
+pub const FILLERS: usize = 128;
+
+/// Puts every key once, as fast as the plan's clients can.
+fn load(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
+    plan.keys.check()?;
+    anyhow::ensure!(plan.rate.is_none(), "load takes no rate: it puts as fast as --clients allow");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(plan.threads.max(1)).enable_all().build()?;
+    let connections = plan.layout().0;
+    let loader =
+        Loader { clients: plan.clients, connections, endpoints: plan.endpoints.clone(), policy: Policy::default() };
+    let before = Usage::read(&plan.servers)?;
+    let start = Instant::now();
+    let loaded = runtime.block_on(plan.keys.fill(&loader, plan.seed, bar))?;
+    let seconds = start.elapsed().max(Duration::from_nanos(1));
+    let used = Usage::read(&plan.servers)?.since(&before);
+    Ok(Report::loaded(plan, &loaded, seconds, &used))
 }
 
 #[cfg(test)]

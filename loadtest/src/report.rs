@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::histogram::{Latencies, Summary};
+use crate::loader::Loaded;
+use crate::resources::Usage;
 use crate::runner::{Measured, Plan};
 use crate::watch::{self, Shape};
 use crate::workload::Kind;
@@ -40,12 +42,17 @@ pub struct Report {
     pub errors: BTreeMap<String, u64>,
     /// Workers that were still busy when the run was given up.
     pub unfinished: u64,
+    /// Open loop: operations whose time had come and that no client was free to start by the end. Latencies are those of a
+    /// queue if there are many.
+    pub backlog: Option<u64>,
     /// Open loop: how late free workers started, the client's own doing.
     pub lateness: Option<Summary>,
     /// CPU time of this process for each operation.
     pub client_cpu_us_per_operation: f64,
     /// CPU time of the server processes for each operation, if any were named.
     pub server_cpu_us_per_operation: Option<f64>,
+    /// The same by groups of threads, where their names tell.
+    pub server_cpu_us_by_threads: BTreeMap<String, f64>,
     /// Watches: operations are the events delivered, `clients` are the watches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watching: Option<Watching>,
@@ -76,13 +83,33 @@ pub struct Watching {
     pub puts_checked: u64,
 }
 
+/// CPU time for each operation, in microseconds.
+#[derive(Debug, Clone)]
+pub(crate) struct Cpu {
+    /// This process.
+    pub(crate) client: f64,
+    /// All servers.
+    pub(crate) servers: Option<f64>,
+    /// Groups of their threads.
+    pub(crate) groups: BTreeMap<String, f64>,
+}
+
+impl Cpu {
+    pub(crate) fn new(used: &Usage, operations: u64) -> Self {
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / operations.max(1) as f64;
+        let groups = used.groups.iter().map(|(name, &time)| (name.clone(), each(time)));
+        Self { client: each(used.client), servers: used.servers.map(each), groups: groups.collect() }
+    }
+}
+
 impl Report {
-    pub(crate) fn new(plan: &Plan, measured: Measured, client_cpu: Duration, server_cpu: Option<Duration>) -> Self {
+    pub(crate) fn new(plan: &Plan, measured: Measured, used: &Usage) -> Self {
         let mut all = Latencies::new();
-        measured.latencies.iter().for_each(|latencies| all.merge(latencies));
+        let operations = Kind::ALL.iter().filter(|kind| kind.is_operation());
+        operations.for_each(|&kind| all.merge(&measured.latencies[kind as usize]));
         let kinds = Kind::ALL.iter().map(|&kind| (kind.name(), measured.latencies[kind as usize].summary()));
         let seconds = plan.duration.as_secs_f64();
-        let per_operation = |time: Duration| time.as_secs_f64() * 1e6 / measured.completed.max(1) as f64;
+        let cpu = Cpu::new(used, measured.completed);
         Self {
             workload: plan.workload.to_string(),
             clients: plan.clients,
@@ -97,12 +124,47 @@ impl Report {
             kinds: kinds.filter(|(_, summary)| summary.count > 0).collect(),
             errors: measured.errors,
             unfinished: measured.unfinished,
+            backlog: plan.rate.map(|_| measured.backlog),
             lateness: plan.rate.map(|_| measured.lateness.summary()),
-            client_cpu_us_per_operation: per_operation(client_cpu),
-            server_cpu_us_per_operation: server_cpu.map(per_operation),
+            client_cpu_us_per_operation: cpu.client,
+            server_cpu_us_per_operation: cpu.servers,
+            server_cpu_us_by_threads: cpu.groups,
             watching: None,
             expired: None,
         }
+    }
+
+    /// Of filling a key space.
+    pub(crate) fn loaded(plan: &Plan, loaded: &Loaded, took: Duration, used: &Usage) -> Self {
+        let cpu = Cpu::new(used, loaded.puts);
+        Self {
+            workload: "load".to_owned(),
+            clients: plan.clients,
+            connections: plan.layout().0,
+            keys: plan.keys.count,
+            value_bytes: plan.keys.value_bytes,
+            rate: None,
+            seconds: took.as_secs_f64(),
+            operations: loaded.puts,
+            operations_per_second: loaded.puts as f64 / took.as_secs_f64(),
+            latency: loaded.latency,
+            kinds: BTreeMap::from([(Kind::Put.name(), loaded.latency)]),
+            errors: BTreeMap::new(),
+            unfinished: 0,
+            backlog: None,
+            lateness: None,
+            client_cpu_us_per_operation: cpu.client,
+            server_cpu_us_per_operation: cpu.servers,
+            server_cpu_us_by_threads: cpu.groups,
+            watching: None,
+            expired: None,
+        }
+    }
+
+    /// Open loop: whether the server did what was scheduled. A backlog of less than 1 in 100 is a stall near the end.
+    pub fn kept_up(&self) -> bool {
+        let scheduled = self.rate.map_or(0.0, |rate| rate * self.seconds);
+        self.backlog.is_none_or(|backlog| backlog as f64 <= scheduled / 100.0)
     }
 
     /// Failed operations.
@@ -140,6 +202,11 @@ impl fmt::Display for Report {
         writeln!(f, "client CPU      {:.1} us per operation", self.client_cpu_us_per_operation)?;
         if let Some(cpu) = self.server_cpu_us_per_operation {
             writeln!(f, "server CPU      {cpu:.1} us per operation")?;
+            let mut groups: Vec<_> = self.server_cpu_us_by_threads.iter().collect();
+            groups.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+            for (name, cpu) in groups.into_iter().take(GROUPS_SHOWN) {
+                writeln!(f, "  {name:<16}{cpu:>8.1}")?;
+            }
         }
         writeln!(f)?;
         writeln!(f, "latency, ms       count      mean       p50       p90       p99     p99.9       max")?;
@@ -152,6 +219,15 @@ impl fmt::Display for Report {
         if let Some(lateness) = &self.lateness {
             writeln!(f, "{:<13}{}", "client late", row(lateness))?;
         }
+        if let (false, Some(backlog), Some(rate)) = (self.kept_up(), self.backlog, self.rate) {
+            writeln!(
+                f,
+                "CANNOT KEEP UP  {rate} operations/s were scheduled and {:.0}/s done: at the end {backlog} were due and \
+                 waited for a free client. Latencies are those of a queue that grows; lower --rate, or raise --clients \
+                 if the server was not busy",
+                self.operations_per_second
+            )?;
+        }
         for (text, count) in &self.errors {
             writeln!(f, "FAILED          {count} x {text}")?;
         }
@@ -161,6 +237,9 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+/// Groups of threads that are shown to people: the busiest.
+const GROUPS_SHOWN: usize = 8;
 
 fn row(summary: &Summary) -> String {
     let mut text = format!("{:>10}", summary.count);

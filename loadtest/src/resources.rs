@@ -1,5 +1,6 @@
 //! What local processes and folders use: CPU time, resident memory, bytes on disk. Linux only: it reads `/proc`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -18,6 +19,66 @@ pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
 /// Sum of `cpu_time` over processes.
 pub fn cpu_time_of_all(pids: &[u32]) -> anyhow::Result<Duration> {
     pids.iter().map(|&pid| cpu_time(pid)).sum()
+}
+
+/// CPU time of this process and of servers up to a moment, or between two moments.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Usage {
+    /// This process.
+    pub client: Duration,
+    /// All servers, if any were named.
+    pub servers: Option<Duration>,
+    /// The servers' threads by the group that their name tells; threads that ended in between are in no group.
+    pub groups: BTreeMap<String, Duration>,
+}
+
+impl Usage {
+    /// Up to now.
+    pub fn read(servers: &[u32]) -> anyhow::Result<Self> {
+        let mut groups = BTreeMap::new();
+        for &pid in servers {
+            for (name, time) in thread_times(pid)? {
+                *groups.entry(thread_group(&name)).or_default() += time;
+            }
+        }
+        let all = if servers.is_empty() { None } else { Some(cpu_time_of_all(servers)?) };
+        Ok(Self { client: cpu_time(std::process::id())?, servers: all, groups })
+    }
+
+    /// From an earlier moment to this one.
+    pub fn since(&self, before: &Self) -> Self {
+        let groups = self.groups.iter().map(|(name, time)| {
+            let before = before.groups.get(name).copied().unwrap_or_default();
+            (name.clone(), time.saturating_sub(before))
+        });
+        Self {
+            client: self.client.saturating_sub(before.client),
+            servers: self.servers.map(|time| time.saturating_sub(before.servers.unwrap_or_default())),
+            groups: groups.filter(|(_, time)| !time.is_zero()).collect(),
+        }
+    }
+}
+
+/// Name and CPU time of every thread of a process. Threads that end meanwhile are left out.
+fn thread_times(pid: u32) -> anyhow::Result<Vec<(String, Duration)>> {
+    let folder = format!("/proc/{pid}/task");
+    let threads = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}: is process {pid} alive?"))?;
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
+    let times = stats.filter_map(|stat| {
+        let name = stat.get(stat.find('(')? + 1..stat.rfind(')')?)?.to_owned();
+        Some((name, Duration::from_secs_f64(cpu_ticks(&stat)? as f64 * tick)))
+    });
+    Ok(times.collect())
+}
+
+/// What threads of this name do: the name without its number.
+fn thread_group(name: &str) -> String {
+    let stem = name.trim_end_matches(|last: char| last.is_ascii_digit() || matches!(last, '-' | '_' | ':' | '.' | '#'));
+    match stem.is_empty() {
+        true => name.to_owned(),
+        false => stem.to_owned(),
+    }
 }
 
 /// Resident memory of a process.
@@ -88,6 +149,42 @@ mod tests {
                 black_box(i);
             });
         }
+    }
+
+    #[test]
+    fn threads_are_grouped_by_their_names() {
+        let groups =
+            [("raft-0", "raft"), ("tokio-rt-worker", "tokio-rt-worker"), ("rocksdb:low12", "rocksdb:low"), ("7", "7")];
+        for (name, group) in groups {
+            assert_eq!(thread_group(name), group);
+        }
+    }
+
+    #[test]
+    fn what_a_thread_used_is_in_its_group() {
+        let own = [std::process::id()];
+        let before = Usage::read(&own).unwrap();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let busy = std::thread::Builder::new().name("busy-3".into()).spawn(move || {
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                (0..100_000u64).for_each(|i| {
+                    black_box(i);
+                });
+            }
+        });
+        let start = Instant::now();
+        let used = loop {
+            let used = Usage::read(&own).unwrap().since(&before);
+            if used.groups.get("busy").is_some_and(|time| *time >= Duration::from_millis(20)) {
+                break used;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{used:?}");
+            std::thread::yield_now();
+        };
+        drop(stop);
+        busy.unwrap().join().unwrap();
+        assert!(used.servers.is_some_and(|all| all >= used.groups["busy"]), "{used:?}");
+        assert_eq!(Usage::read(&[]).unwrap().servers, None);
     }
 
     #[test]

@@ -9,10 +9,11 @@
 //! 5. Then the workers look whether all is as it should be, and clean up. A broken promise, here or in an operation, fails
 //!    the run: there is no figure for wrong answers.
 //!
-//! Closed loop: a worker starts its next operation when the last one is done. Open loop (`rate`): a worker's operations
-//! have a schedule; latency counts from the scheduled start, so that a server that stalls for a second shows a second
-//! for each operation that should have started meanwhile. A worker does one operation at a time, so the backlog is
-//! bounded by the schedule of the run.
+//! Closed loop: a worker starts its next operation when the last one is done. Open loop (`rate`): the operations of a
+//! thread have a schedule, and whichever of its workers is free does the next one; latency counts from the scheduled
+//! start, so that a server that stalls for a second shows a second for each operation that should have started
+//! meanwhile. A worker does one operation at a time, so there are never more in flight than clients; what is due and
+//! waits for a free one is the backlog, and a report says how large it was at the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -27,14 +28,14 @@ use crate::client::Address;
 use crate::histogram::Latencies;
 use crate::keys::{Distribution, KeySpace};
 use crate::report::Report;
-use crate::resources;
+use crate::resources::Usage;
 use crate::workload::{Common, Workload};
 
 mod worker;
 
-pub use worker::Measured;
+pub(crate) use worker::Schedule;
 use worker::Share;
-pub(crate) use worker::{Clock, Schedule};
+pub use worker::{Clock, Measured};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -84,6 +85,13 @@ impl Plan {
             self.keys.count,
             self.clients
         );
+        let span = self.workload.span();
+        anyhow::ensure!(
+            self.keys.count >= span,
+            "{} spans {span} keys, and there are {}: raise --keys",
+            self.workload,
+            self.keys.count
+        );
         Ok(())
     }
 
@@ -131,12 +139,12 @@ pub fn run(plan: &Plan, bar: &ProgressBar) -> anyhow::Result<Report> {
                 Err(_) => anyhow::bail!("a client thread panicked"),
             }
         }
-        let Observed { client_cpu, server_cpu, .. } = measured?;
+        let Observed { used, .. } = measured?;
         if let Some(first) = sum.wrong.first() {
             let more = if sum.wrong.len() > 1 { format!(", and {} more", sum.wrong.len() - 1) } else { String::new() };
             anyhow::bail!("{first}{more}");
         }
-        Ok(Report::new(plan, sum, client_cpu, server_cpu))
+        Ok(Report::new(plan, sum, &used))
     })
 }
 
@@ -146,14 +154,12 @@ pub(crate) fn wait_until_ready(all_ready: &mpsc::Receiver<()>, threads: usize) -
 }
 
 /// What was seen from outside in the window.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Observed {
     /// How far the caller's counter moved.
     pub(crate) done: u64,
-    /// CPU time of this process.
-    pub(crate) client_cpu: Duration,
-    /// CPU time of the servers, if any were named.
-    pub(crate) server_cpu: Option<Duration>,
+    /// CPU time.
+    pub(crate) used: Usage,
 }
 
 /// Waits until the window is over; reads `done` and the CPU time that this process and the servers use at both its ends.
@@ -163,9 +169,7 @@ pub(crate) fn follow(
     bar: &ProgressBar,
     done: impl Fn() -> u64,
 ) -> anyhow::Result<Observed> {
-    let read = || -> anyhow::Result<(u64, Duration, Duration)> {
-        Ok((done(), resources::cpu_time(std::process::id())?, resources::cpu_time_of_all(servers)?))
-    };
+    let read = || -> anyhow::Result<(u64, Usage)> { Ok((done(), Usage::read(servers)?)) };
     sleep_until(clock.window_start);
     let before = read()?;
     while Instant::now() + PROGRESS < clock.end {
@@ -176,11 +180,7 @@ pub(crate) fn follow(
     }
     sleep_until(clock.end);
     let after = read()?;
-    Ok(Observed {
-        done: after.0.saturating_sub(before.0),
-        client_cpu: after.1.saturating_sub(before.1),
-        server_cpu: (!servers.is_empty()).then(|| after.2.saturating_sub(before.2)),
-    })
+    Ok(Observed { done: after.0.saturating_sub(before.0), used: after.1.since(&before.1) })
 }
 
 fn sleep_until(instant: Instant) {

@@ -1,26 +1,31 @@
 //! What a worker does again and again. One file for each workload; the runner, the histograms and the report are shared.
 //!
 //! A workload is a `Driver`: made once for each worker, asked for one operation after the other. To add one, write its
-//! file, its variants here and their arms.
+//! file, its name here and its line in `driver`.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::keys::Picker;
+use crate::histogram::Latencies;
+use crate::runner::Clock;
 
 pub mod client;
+pub mod delete;
+pub mod driver;
 pub mod get;
+pub mod kubernetes;
 pub mod lease_churn;
 pub mod lease_keepalive;
 pub mod lock;
 pub mod mixed;
 pub mod put;
+pub mod range;
 pub mod txn;
 
 pub use client::{Client, Common, Trouble};
-use lock::Recipe;
+pub use driver::AnyDriver;
 
-/// The workloads by name.
+/// The workloads. Each is read by the name it prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workload {
     /// Puts.
@@ -29,12 +34,16 @@ pub enum Workload {
     Get,
     /// Serializable gets of one key.
     GetSerializable,
+    /// Ranges of many keys.
+    Range(range::Shape),
+    /// Deletes of one key, each put again before.
+    Delete,
     /// Compare the mod_revision of the worker's own key and put it.
     Txn,
     /// The same, and put a second key half the key space away.
     TxnSpread,
-    /// Seven linearizable gets, two puts and one transaction in ten operations.
-    Mixed,
+    /// Linearizable gets, so many in a hundred operations; of the others two in three are puts, one is a transaction.
+    Mixed(u8),
     /// Keep-alives, each worker with a lease and a stream of its own.
     LeaseKeepAlive,
     /// Grant, put with the lease, revoke.
@@ -43,30 +52,51 @@ pub enum Workload {
     Lock,
     /// The same, by the server's recipe.
     LockService,
+    /// What the API servers of a Kubernetes cluster do.
+    Kubernetes(kubernetes::Settings),
 }
 
+/// Gets in a hundred operations of `mixed` without a number.
+const MIXED_READS: u8 = 70;
+
 impl Workload {
-    const NAMES: [(Self, &'static str); 10] = [
+    /// Those whose name has no number.
+    const NAMES: [(Self, &'static str); 11] = [
         (Self::Put, "put"),
         (Self::Get, "get"),
         (Self::GetSerializable, "get-serializable"),
+        (Self::Delete, "delete"),
         (Self::Txn, "txn"),
         (Self::TxnSpread, "txn-spread"),
-        (Self::Mixed, "mixed"),
+        (Self::Mixed(MIXED_READS), "mixed"),
         (Self::LeaseKeepAlive, "lease-keepalive"),
         (Self::LeaseChurn, "lease-churn"),
         (Self::Lock, "lock"),
         (Self::LockService, "lock-service"),
     ];
 
+    /// Every name, for help and errors; capital letters stand for numbers.
+    pub fn names() -> Vec<&'static str> {
+        let plain = Self::NAMES.iter().map(|(_, name)| *name);
+        plain.chain(["mixed-READS", kubernetes::NAME]).chain(range::Shape::FORMS).collect()
+    }
+
     /// Whether the keys must be there before it starts.
     pub fn reads(self) -> bool {
-        matches!(self, Self::Get | Self::GetSerializable | Self::Mixed)
+        matches!(self, Self::Get | Self::GetSerializable | Self::Range(_) | Self::Mixed(_) | Self::Kubernetes(_))
     }
 
     /// Whether each worker needs a key of its own.
     pub fn owns_keys(self) -> bool {
-        matches!(self, Self::Txn | Self::TxnSpread | Self::Mixed)
+        matches!(self, Self::Txn | Self::TxnSpread | Self::Mixed(_))
+    }
+
+    /// Keys that one operation spans.
+    pub fn span(self) -> u64 {
+        match self {
+            Self::Range(shape) => shape.span().unwrap_or(1),
+            _ => 1,
+        }
     }
 }
 
@@ -74,16 +104,35 @@ impl FromStr for Workload {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::NAMES.iter().find(|(_, name)| *name == text);
-        let names = || Self::NAMES.map(|(_, name)| name).join(", ");
-        found.map(|(workload, _)| *workload).ok_or_else(|| format!("{text:?} is not one of {}", names()))
+        if let Some((workload, _)) = Self::NAMES.iter().find(|(_, name)| *name == text) {
+            return Ok(*workload);
+        }
+        if text == kubernetes::NAME {
+            return Ok(Self::Kubernetes(kubernetes::Settings::default()));
+        }
+        if let Some(reads) = text.strip_prefix("mixed-") {
+            let reads = reads.parse().ok().filter(|reads| *reads <= 100);
+            let wrong = || format!("{text:?}: mixed-90 has 90 gets in 100 operations; 0 to 100 can be given");
+            return reads.map(Self::Mixed).ok_or_else(wrong);
+        }
+        if let Some(shape) = range::Shape::parse(text) {
+            return shape.map(Self::Range);
+        }
+        Err(format!("{text:?} is not one of {}", Self::names().join(", ")))
     }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, name) = Self::NAMES.iter().find(|(workload, _)| workload == self).expect("every workload has a name");
-        f.write_str(name)
+        match self {
+            Self::Range(shape) => shape.fmt(f),
+            Self::Kubernetes(_) => f.write_str(kubernetes::NAME),
+            Self::Mixed(reads) if *reads != MIXED_READS => write!(f, "mixed-{reads}"),
+            _ => {
+                let found = Self::NAMES.iter().find(|(workload, _)| workload == self);
+                f.write_str(found.expect("every other workload has a name").1)
+            }
+        }
     }
 }
 
@@ -105,12 +154,52 @@ pub enum Kind {
     LeaseCycle,
     /// A lock that was waited for, taken and given back.
     Lock,
+    /// A delete.
+    Delete,
+    /// A range of many keys, all that it spans or the first ones.
+    Range,
+    /// A range that only counts.
+    Count,
+    /// One page of a list.
+    Page,
+    /// A page that was asked for at a revision that had been compacted: the list starts again.
+    PageExpired,
+    /// An optimistic update: a transaction that compares the mod_revision.
+    Update,
+    /// One that met another writer's update.
+    UpdateConflict,
+    /// An update of a node's lease object.
+    Heartbeat,
+    /// An object that goes with an etcd lease.
+    EventCreate,
+    /// A compaction.
+    Compaction,
+    /// News of a put at a watch, from the put's start.
+    WatchEvent,
 }
 
 impl Kind {
     /// All of them, in order of their number.
-    pub const ALL: [Self; 7] =
-        [Self::Put, Self::Get, Self::Txn, Self::TxnConflict, Self::KeepAlive, Self::LeaseCycle, Self::Lock];
+    pub const ALL: [Self; 18] = [
+        Self::Put,
+        Self::Get,
+        Self::Txn,
+        Self::TxnConflict,
+        Self::KeepAlive,
+        Self::LeaseCycle,
+        Self::Lock,
+        Self::Delete,
+        Self::Range,
+        Self::Count,
+        Self::Page,
+        Self::PageExpired,
+        Self::Update,
+        Self::UpdateConflict,
+        Self::Heartbeat,
+        Self::EventCreate,
+        Self::Compaction,
+        Self::WatchEvent,
+    ];
 
     /// Its name in a report.
     pub fn name(self) -> &'static str {
@@ -122,7 +211,23 @@ impl Kind {
             Self::KeepAlive => "keep-alive",
             Self::LeaseCycle => "lease-cycle",
             Self::Lock => "lock",
+            Self::Delete => "delete",
+            Self::Range => "range",
+            Self::Count => "count",
+            Self::Page => "page",
+            Self::PageExpired => "page-expired",
+            Self::Update => "update",
+            Self::UpdateConflict => "conflict",
+            Self::Heartbeat => "heartbeat",
+            Self::EventCreate => "event-create",
+            Self::Compaction => "compaction",
+            Self::WatchEvent => "watch-event",
         }
+    }
+
+    /// Whether it is an operation of a worker; otherwise it is something that came by itself.
+    pub fn is_operation(self) -> bool {
+        self != Self::WatchEvent
     }
 }
 
@@ -131,6 +236,9 @@ pub trait Driver {
     /// Done once before the clock starts.
     fn prepare(&mut self, client: &mut Client) -> impl Future<Output = Result<(), Trouble>>;
 
+    /// The clock starts.
+    fn begin(&mut self, _: Clock) {}
+
     /// Does the next operation.
     fn operation(&mut self, client: &mut Client) -> impl Future<Output = Result<Kind, Trouble>>;
 
@@ -138,79 +246,10 @@ pub trait Driver {
     fn finish(&mut self, _: &mut Client) -> impl Future<Output = Result<(), Trouble>> {
         async { Ok(()) }
     }
-}
 
-/// A driver of any workload, so that the runner has one type to run.
-pub enum AnyDriver {
-    /// See `put`.
-    Put(put::Put),
-    /// See `get`.
-    Get(get::Get),
-    /// See `txn`.
-    Txn(txn::Txn),
-    /// See `mixed`.
-    Mixed(mixed::Mixed),
-    /// See `lease_keepalive`.
-    LeaseKeepAlive(lease_keepalive::LeaseKeepAlive),
-    /// See `lease_churn`.
-    LeaseChurn(lease_churn::LeaseChurn),
-    /// See `lock`.
-    Lock(lock::Lock),
-}
-
-impl AnyDriver {
-    /// The driver of one worker.
-    pub fn new(workload: Workload, picker: Picker) -> Self {
-        match workload {
-            Workload::Put => Self::Put(put::Put::new(picker)),
-            Workload::Get => Self::Get(get::Get::new(picker, false)),
-            Workload::GetSerializable => Self::Get(get::Get::new(picker, true)),
-            Workload::Txn => Self::Txn(txn::Txn::new(picker)),
-            Workload::TxnSpread => Self::Txn(txn::Txn::spread(picker)),
-            Workload::Mixed => Self::Mixed(mixed::Mixed::new(picker)),
-            Workload::LeaseKeepAlive => Self::LeaseKeepAlive(lease_keepalive::LeaseKeepAlive::new(picker)),
-            Workload::LeaseChurn => Self::LeaseChurn(lease_churn::LeaseChurn::new(picker)),
-            Workload::Lock => Self::Lock(lock::Lock::new(&picker, Recipe::Client)),
-            Workload::LockService => Self::Lock(lock::Lock::new(&picker, Recipe::Server)),
-        }
-    }
-}
-
-impl Driver for AnyDriver {
-    async fn prepare(&mut self, client: &mut Client) -> Result<(), Trouble> {
-        match self {
-            Self::Put(driver) => driver.prepare(client).await,
-            Self::Get(driver) => driver.prepare(client).await,
-            Self::Txn(driver) => driver.prepare(client).await,
-            Self::Mixed(driver) => driver.prepare(client).await,
-            Self::LeaseKeepAlive(driver) => driver.prepare(client).await,
-            Self::LeaseChurn(driver) => driver.prepare(client).await,
-            Self::Lock(driver) => driver.prepare(client).await,
-        }
-    }
-
-    async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
-        match self {
-            Self::Put(driver) => driver.operation(client).await,
-            Self::Get(driver) => driver.operation(client).await,
-            Self::Txn(driver) => driver.operation(client).await,
-            Self::Mixed(driver) => driver.operation(client).await,
-            Self::LeaseKeepAlive(driver) => driver.operation(client).await,
-            Self::LeaseChurn(driver) => driver.operation(client).await,
-            Self::Lock(driver) => driver.operation(client).await,
-        }
-    }
-
-    async fn finish(&mut self, client: &mut Client) -> Result<(), Trouble> {
-        match self {
-            Self::Put(driver) => driver.finish(client).await,
-            Self::Get(driver) => driver.finish(client).await,
-            Self::Txn(driver) => driver.finish(client).await,
-            Self::Mixed(driver) => driver.finish(client).await,
-            Self::LeaseKeepAlive(driver) => driver.finish(client).await,
-            Self::LeaseChurn(driver) => driver.finish(client).await,
-            Self::Lock(driver) => driver.finish(client).await,
-        }
+    /// Latencies of what came by itself in the window, asked for once after `finish`.
+    fn aside(&mut self) -> Option<(Kind, Latencies)> {
+        None
     }
 }
 
@@ -220,10 +259,14 @@ mod tests {
 
     #[test]
     fn every_workload_is_read_by_the_name_it_prints() {
-        for (workload, _) in Workload::NAMES {
-            assert_eq!(workload.to_string().parse(), Ok(workload));
+        let numbered = ["mixed-90", "kubernetes", "range-1000", "page-500-count", "count-only"];
+        for name in Workload::NAMES.iter().map(|(_, name)| *name).chain(numbered) {
+            assert_eq!(name.parse::<Workload>().unwrap().to_string(), name);
         }
-        assert!("putt".parse::<Workload>().unwrap_err().contains("get-serializable"));
+        assert_eq!("mixed-70".parse(), "mixed".parse::<Workload>());
+        for (bad, want) in [("putt", "get-serializable"), ("mixed-101", "0 to 100"), ("range-0", "at least 1")] {
+            assert!(bad.parse::<Workload>().unwrap_err().contains(want), "{bad}");
+        }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use clap::Args;
 
-use super::{Endpoints, Output, loader, mebibytes};
+use super::{Endpoints, Output, mebibytes};
 use crate::dataset::{Dataset, ITEMS_MAX};
-use crate::loader::Loaded;
+use crate::loader::{Loaded, Loader};
 use crate::progress;
 
 /// Flags of `k8s-load`.
@@ -35,7 +35,7 @@ impl K8sLoad {
         let (dataset, version) = (Dataset::new(self.seed), self.version);
         let bar = progress::counting("loading", self.keys);
         let entry = move |index| (dataset.key_of(index), dataset.value_of(index, version));
-        let loader = loader(&self.endpoints.endpoints, self.clients.into());
+        let loader = Loader::spread(&self.endpoints.endpoints, self.clients.into());
         let loaded = loader.load(self.keys, entry, &bar).await?;
         bar.finish_and_clear();
         self.output.print(&loaded, print)

@@ -19,9 +19,11 @@ fn report(operations_per_second: f64, p50_us: f64) -> Report {
         kinds: BTreeMap::new(),
         errors: BTreeMap::new(),
         unfinished: 0,
+        backlog: None,
         lateness: None,
         client_cpu_us_per_operation: 10.0,
         server_cpu_us_per_operation: Some(100.0),
+        server_cpu_us_by_threads: BTreeMap::new(),
         watching: None,
         expired: None,
     }

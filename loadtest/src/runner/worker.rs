@@ -1,6 +1,6 @@
 //! One thread of a run: its connections, its workers and what they measured.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,6 +61,8 @@ pub struct Measured {
     pub errors: BTreeMap<String, u64>,
     /// How late workers that were free started a scheduled operation: what the client's own timers and threads add.
     pub lateness: Latencies,
+    /// Open loop: operations whose time had come before the end, and which no worker was free to start by then.
+    pub backlog: u64,
     /// Workers that were still busy when the run was given up.
     pub unfinished: u64,
     /// Promises that were broken.
@@ -78,6 +80,7 @@ impl Measured {
             *self.errors.entry(text).or_default() += count;
         }
         self.lateness.merge(&other.lateness);
+        self.backlog += other.backlog;
         self.unfinished += other.unfinished;
         self.wrong.extend(other.wrong);
     }
@@ -147,8 +150,11 @@ impl Share<'_> {
             return Ok(Measured::default());
         };
         let measured = Rc::new(RefCell::new(Measured::default()));
+        let schedule = self.plan.rate.map(|rate| Rc::new(Turns::new(Schedule::new(rate, self.number, self.threads))));
         let mut tasks = JoinSet::new();
-        for worker in workers {
+        for mut worker in workers {
+            worker.driver.begin(clock);
+            worker.turns.clone_from(&schedule);
             tasks.spawn_local(worker.run(clock, Rc::clone(&measured), Arc::clone(&done)));
         }
         let mut workers = Vec::new();
@@ -165,8 +171,12 @@ impl Share<'_> {
         let finished = timeout(DRAIN, join_all(workers.iter_mut().map(Worker::finish))).await;
         let mut measured = measured.take();
         measured.unfinished = unfinished;
+        measured.backlog += schedule.map_or(0, |turns| turns.left_before(clock));
         for trouble in finished.context("the workers did not come to an end")?.into_iter().filter_map(Result::err) {
             measured.record(Err(trouble), Duration::ZERO, true);
+        }
+        for (kind, latencies) in workers.iter_mut().filter_map(|worker| worker.driver.aside()) {
+            measured.latencies[kind as usize].merge(&latencies);
         }
         Ok(measured)
     }
@@ -186,37 +196,72 @@ impl Share<'_> {
     }
 }
 
-/// When a worker of an open loop starts its operations.
+/// When operations of an open loop start.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
-    /// Start of the first one, after the start of the run: workers take turns.
+    /// Start of the first one, after the start of the run: those who have a schedule each take turns.
     pub offset: Duration,
     /// From one start to the next.
     pub interval: Duration,
 }
 
 impl Schedule {
-    /// The schedule of one of `clients` workers that start `rate` operations a second together.
-    pub fn new(rate: f64, number: usize, clients: usize) -> Self {
+    /// The schedule of one of `count` that start `rate` operations a second together.
+    pub fn new(rate: f64, number: usize, count: usize) -> Self {
         let between_starts = 1.0 / rate;
         Self {
             offset: Duration::from_secs_f64(between_starts * number as f64),
-            interval: Duration::from_secs_f64(between_starts * clients as f64),
+            interval: Duration::from_secs_f64(between_starts * count as f64),
         }
+    }
+}
+
+/// A schedule that the workers of a thread share: each start is taken by one of them, in order.
+struct Turns {
+    schedule: Schedule,
+    taken: Cell<u64>,
+}
+
+impl Turns {
+    fn new(schedule: Schedule) -> Self {
+        Self { schedule, taken: Cell::new(0) }
+    }
+
+    fn start_of(&self, turn: u64, clock: Clock) -> Instant {
+        clock.start + self.schedule.offset + self.schedule.interval.mul_f64(turn as f64)
+    }
+
+    /// The next start, if there is one left before the end.
+    fn take(&self, clock: Clock) -> Option<Instant> {
+        let start = self.start_of(self.taken.get(), clock);
+        if start >= clock.end {
+            return None;
+        }
+        self.taken.set(self.taken.get() + 1);
+        Some(start)
+    }
+
+    /// Starts before the end that nobody took.
+    fn left_before(&self, clock: Clock) -> u64 {
+        let mut left = 0;
+        while self.take(clock).is_some() {
+            left += 1;
+        }
+        left
     }
 }
 
 struct Worker {
     driver: AnyDriver,
     client: Client,
-    schedule: Option<Schedule>,
+    /// Open loop.
+    turns: Option<Rc<Turns>>,
 }
 
 impl Worker {
     fn new(plan: &Plan, number: usize, client: Client) -> Self {
         let picker = Picker::new(&plan.keys, plan.distribution, plan.seed, number, plan.clients);
-        let schedule = plan.rate.map(|rate| Schedule::new(rate, number, plan.clients));
-        Self { driver: AnyDriver::new(plan.workload, picker), client, schedule }
+        Self { driver: AnyDriver::new(plan.workload, picker), client, turns: None }
     }
 
     async fn prepare(&mut self) -> anyhow::Result<()> {
@@ -233,9 +278,9 @@ impl Worker {
 
     /// Works until the end, and gives itself back.
     async fn run(mut self, clock: Clock, measured: Rc<RefCell<Measured>>, done: Arc<AtomicU64>) -> Self {
-        match self.schedule {
+        match self.turns.take() {
             None => self.run_closed(clock, &measured, &done).await,
-            Some(schedule) => self.run_open(schedule, clock, &measured, &done).await,
+            Some(turns) => self.run_open(&turns, clock, &measured, &done).await,
         }
         self
     }
@@ -261,12 +306,15 @@ impl Worker {
         }
     }
 
-    async fn run_open(&mut self, schedule: Schedule, clock: Clock, measured: &RefCell<Measured>, done: &AtomicU64) {
-        let mut scheduled = clock.start + schedule.offset;
-        // Behind its schedule it goes on after the end, until it has done all of it or the run is given up.
-        while scheduled < clock.end {
+    async fn run_open(&mut self, turns: &Turns, clock: Clock, measured: &RefCell<Measured>, done: &AtomicU64) {
+        // Behind the schedule it goes on after the end, until all of it is done or the run is given up.
+        while let Some(scheduled) = turns.take(clock) {
             let mut start = scheduled;
-            if Instant::now() < scheduled {
+            let now = Instant::now();
+            if now >= clock.end {
+                measured.borrow_mut().backlog += 1;
+            }
+            if now < scheduled {
                 sleep_until(scheduled.into()).await;
                 // The worker was free: what it is late now is the timer's slop (about a millisecond), not the server's.
                 start = Instant::now();
@@ -282,7 +330,6 @@ impl Worker {
             if succeeded && clock.counts(end) {
                 measured.complete(done);
             }
-            scheduled += schedule.interval;
         }
     }
 }

@@ -13,7 +13,7 @@ use super::Plan;
 use super::ledger::Expected;
 use super::share::{Common, Share, Signals, Written};
 use crate::histogram::Latencies;
-use crate::report::{Report, Watching};
+use crate::report::{Cpu, Report, Watching};
 use crate::runner::{Clock, Observed, follow, wait_until_ready};
 
 /// Runs it and checks that nothing was lost, repeated or reordered. `name` is what the report calls it. Blocks the
@@ -76,7 +76,7 @@ fn report(
         puts_per_second: common.puts.load(Ordering::Relaxed) as f64 / all,
         puts_checked: expected.all.events,
     };
-    let per_event = |time: std::time::Duration| time.as_secs_f64() * 1e6 / window.done.max(1) as f64;
+    let cpu = Cpu::new(&window.used, window.done);
     let latency = events.summary();
     Report {
         workload: name.to_owned(),
@@ -92,9 +92,11 @@ fn report(
         kinds: BTreeMap::from([("event", latency), ("put", written.latencies.summary())]),
         errors: written.errors,
         unfinished: written.unfinished,
+        backlog: None,
         lateness: plan.rate.map(|_| written.lateness.summary()),
-        client_cpu_us_per_operation: per_event(window.client_cpu),
-        server_cpu_us_per_operation: window.server_cpu.map(per_event),
+        client_cpu_us_per_operation: cpu.client,
+        server_cpu_us_per_operation: cpu.servers,
+        server_cpu_us_by_threads: cpu.groups,
         watching: Some(watching),
         expired: None,
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Instant;
 
 use braid_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use braid_proto::etcd::etcdserverpb::watch_client::WatchClient;
@@ -20,6 +21,8 @@ pub struct Client {
     pub leases: Leases,
     /// Watches.
     pub watches: WatchClient<Channel>,
+    /// The connection, for whatever else is asked of it.
+    pub channel: Channel,
     /// Locks, by the server's recipe.
     pub locks: LockClient<Channel>,
     /// Number of the worker.
@@ -31,6 +34,8 @@ pub struct Client {
 /// What all workers of a run share.
 #[derive(Debug)]
 pub struct Common {
+    /// What times in values count from.
+    pub begin: Instant,
     /// Seconds that a lease lasts without being kept alive: longer than the run.
     pub lease_ttl: i64,
     /// Number of the worker that has the lock, plus one; 0: nobody.
@@ -42,7 +47,7 @@ pub struct Common {
 impl Common {
     /// For a run whose leases last so many seconds.
     pub fn new(lease_ttl: i64) -> Self {
-        Self { lease_ttl, holder: AtomicU64::new(0), won: AtomicI64::new(0) }
+        Self { begin: Instant::now(), lease_ttl, holder: AtomicU64::new(0), won: AtomicI64::new(0) }
     }
 }
 
@@ -53,7 +58,8 @@ impl Client {
             kv,
             leases: LeaseClient::new(channel.clone()),
             watches: WatchClient::new(channel.clone()),
-            locks: LockClient::new(channel),
+            locks: LockClient::new(channel.clone()),
+            channel,
             number,
             common,
         }

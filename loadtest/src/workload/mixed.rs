@@ -1,4 +1,5 @@
-//! Seven linearizable gets, two puts and one compare-and-put in ten operations, in random order.
+//! Linearizable gets, puts and compare-and-puts in random order: as many gets as are asked for, and of the rest two puts
+//! for one transaction.
 //!
 //! The puts may hit another worker's own key; its next transaction then meets a conflict, as it would in real use.
 
@@ -9,12 +10,14 @@ use crate::keys::Picker;
 /// The mix.
 pub struct Mixed {
     txn: Txn,
+    /// Gets in a hundred operations.
+    reads: u64,
 }
 
 impl Mixed {
     /// One worker's operations.
-    pub fn new(picker: Picker) -> Self {
-        Self { txn: Txn::new(picker) }
+    pub fn new(picker: Picker, reads: u8) -> Self {
+        Self { txn: Txn::new(picker), reads: reads.into() }
     }
 }
 
@@ -24,10 +27,12 @@ impl Driver for Mixed {
     }
 
     async fn operation(&mut self, client: &mut Client) -> Result<Kind, Trouble> {
-        match self.txn.picker().below(10) {
+        if self.txn.picker().below(100) < self.reads {
+            return get::get(client, self.txn.picker(), false).await;
+        }
+        match self.txn.picker().below(3) {
             0 => self.txn.operation(client).await,
-            1 | 2 => put::put(client, self.txn.picker()).await,
-            _ => get::get(client, self.txn.picker(), false).await,
+            _ => put::put(client, self.txn.picker()).await,
         }
     }
 }

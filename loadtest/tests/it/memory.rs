@@ -66,6 +66,8 @@ pub struct Memory {
 pub struct State {
     pub revision: i64,
     pub keys: BTreeMap<Bytes, KeyValue>,
+    /// The highest revision that was compacted.
+    pub compacted: i64,
     /// Where everything that happens is told; a watch that is slower than its queue loses events.
     events: broadcast::Sender<Event>,
     /// All that was told, for watches from the past.
@@ -89,6 +91,7 @@ impl Memory {
         let state = Arc::new(Mutex::new(State {
             revision: 1,
             keys: BTreeMap::new(),
+            compacted: 0,
             events: broadcast::channel(EVENTS).0,
             history: Vec::new(),
             leases: BTreeMap::new(),
@@ -206,7 +209,11 @@ impl Kv for Service {
     type RangeStreamStream = tokio_stream::Empty<Result<RangeStreamResponse, Status>>;
 
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        Ok(Response::new(self.state.lock().await.range(request.get_ref())))
+        let state = self.state.lock().await;
+        if (1..state.compacted).contains(&request.get_ref().revision) {
+            return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
+        }
+        Ok(Response::new(state.range(request.get_ref())))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
@@ -241,16 +248,18 @@ impl Kv for Service {
         }
     }
 
-    /// Only what the workloads send: comparisons of mod_revision or create_revision for equality, puts, gets.
+    /// Only what the workloads send: comparisons of revisions or versions for equality, puts, gets.
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let (mut state, request) = (self.state.lock().await, request.into_inner());
         let succeeded = request.compare.iter().all(|compare| {
             let present = state.keys.get(&compare.key);
-            let [modified, created] = present.map_or([0, 0], |kv| [kv.mod_revision, kv.create_revision]);
+            let [modified, created, version] =
+                present.map_or([0; 3], |kv| [kv.mod_revision, kv.create_revision, kv.version]);
             compare.target_union
                 == match compare.target() {
                     CompareTarget::Mod => Some(TargetUnion::ModRevision(modified)),
                     CompareTarget::Create => Some(TargetUnion::CreateRevision(created)),
+                    CompareTarget::Version => Some(TargetUnion::Version(version)),
                     other => panic!("no workload compares {other:?}"),
                 }
         });
@@ -284,8 +293,14 @@ impl Kv for Service {
         Ok(Response::new(DeleteRangeResponse { header: state.header(), deleted, prev_kvs: Vec::new() }))
     }
 
-    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
-        Err(Status::unimplemented("compact"))
+    /// Keeps no old versions anyhow; remembers the boundary for who asks for what lies below it.
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let (mut state, revision) = (self.state.lock().await, request.get_ref().revision);
+        if revision <= state.compacted {
+            return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
+        }
+        state.compacted = revision;
+        Ok(Response::new(CompactionResponse { header: state.header() }))
     }
 
     async fn range_stream(&self, _: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
