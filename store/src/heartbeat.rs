@@ -1,14 +1,13 @@
 //! Tells placement once a second what this store is and leads, and learns the other stores' addresses.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use braid_host::Host;
 use braid_host::transport::AddressBook;
 use braid_placement_client::PlacementClient;
-use braid_proto::id::{ClusterId, RegionId, StoreId};
-use braid_proto::pb::{Domain, RegionReport, Store, StoreHeartbeatRequest, StoreStats};
+use braid_proto::id::{ClusterId, StoreId};
+use braid_proto::pb::{Domain, Store, StoreHeartbeatRequest, StoreStats};
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -16,6 +15,7 @@ use crate::compaction::{Compaction, Heard};
 use crate::engine;
 use crate::machine::Regions;
 use crate::region::Shared;
+use crate::reports::Reports;
 
 /// Between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -42,14 +42,15 @@ pub struct Heartbeat {
     pub placement: Arc<PlacementClient>,
     /// Where the addresses of other stores go.
     pub addresses: AddressBook,
+    /// What placement knows of the regions.
+    pub reports: Reports,
 }
 
 impl Heartbeat {
     /// Beats until `stop` says so.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = HashMap::new();
         let mut full = true;
         loop {
             tokio::select! {
@@ -58,7 +59,7 @@ impl Heartbeat {
                 _ = stop.changed() => return,
             }
             full = tokio::select! {
-                full = self.beat(&mut told, full) => full,
+                full = self.beat(full) => full,
                 // Without a placement leader a heartbeat takes seconds; a stop does not wait for it.
                 _ = stop.changed() => return,
             };
@@ -66,11 +67,11 @@ impl Heartbeat {
     }
 
     /// One heartbeat. Returns whether the next one must be full.
-    async fn beat(&self, told: &mut HashMap<RegionId, RegionReport>, full: bool) -> bool {
+    async fn beat(&mut self, full: bool) -> bool {
         self.shared.space.refresh(self.host.data_bytes() + engine::memtable_bytes(&self.host.db()));
-        let led = self.led();
-        let stats = self.stats(led.len());
-        let leaders = if full { led.values().cloned().collect() } else { changed(&led, told) };
+        // If this does not arrive, the next one is full.
+        let leaders = self.reports.gather(&self.regions, &self.shared, full);
+        let stats = self.stats();
         let request = StoreHeartbeatRequest {
             cluster_id: self.cluster_id.0,
             store_id: self.store_id.0,
@@ -83,7 +84,6 @@ impl Heartbeat {
         };
         match self.placement.store_heartbeat(request, tokio::time::Instant::now() + PATIENCE).await {
             Ok(answer) => {
-                *told = led;
                 self.learn(&answer.stores);
                 self.look(answer.compacted, answer.drop_below);
                 if !answer.failed.is_empty() {
@@ -99,23 +99,13 @@ impl Heartbeat {
         }
     }
 
-    fn led(&self) -> HashMap<RegionId, RegionReport> {
-        let regions = self.regions.all();
-        let led = regions.iter().filter_map(|region| {
-            let mut report = region.handle().report()?;
-            (report.approximate_bytes, report.approximate_keys) = region.data().approximate_size();
-            Some((region.id(), report))
-        });
-        led.collect()
-    }
-
-    fn stats(&self, leaders: usize) -> StoreStats {
+    fn stats(&self) -> StoreStats {
+        let leaders = self.reports.led();
         let (capacity_bytes, available_bytes, used_bytes) = self.shared.space.sizes();
-        let regions = self.regions.all().len() as u32;
+        let regions = self.regions.len() as u32;
         metrics::gauge!("braid_store_regions").set(f64::from(regions));
         metrics::gauge!("braid_store_leaders").set(leaders as f64);
-        let leases: usize = self.regions.all().iter().map(|region| region.leases()).sum();
-        metrics::gauge!("braid_store_leases").set(leases as f64);
+        metrics::gauge!("braid_store_leases").set(self.shared.busy.leases() as f64);
         StoreStats {
             capacity_bytes,
             available_bytes,
@@ -138,8 +128,4 @@ impl Heartbeat {
             self.addresses.set(Domain::Store, store.id, &store.peer_addr);
         }
     }
-}
-
-fn changed(led: &HashMap<RegionId, RegionReport>, told: &HashMap<RegionId, RegionReport>) -> Vec<RegionReport> {
-    led.iter().filter(|(id, report)| told.get(id) != Some(report)).map(|(_, report)| report.clone()).collect()
 }

@@ -39,6 +39,11 @@ impl Regions {
         self.peers.len()
     }
 
+    /// The peers for which time goes on.
+    pub fn ticking(&self) -> Vec<Arc<RegionPeer>> {
+        self.shared.busy.ticking().into_iter().filter_map(|region| self.get(region)).collect()
+    }
+
     /// All peers of this store, in no order.
     pub fn all(&self) -> Vec<Arc<RegionPeer>> {
         self.peers.iter().map(|peer| Arc::clone(&peer)).collect()

@@ -35,7 +35,7 @@ pub async fn tick(regions: Arc<Regions>, mut stop: watch::Receiver<bool>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => regions.all().iter().for_each(|region| region.tick()),
+            _ = ticks.tick() => regions.ticking().iter().for_each(|region| region.tick()),
             _ = stop.changed() => return,
         }
     }

@@ -4,7 +4,7 @@
 //! evaluation order, number order and log order must be one order. It is never held across a call that may come back
 //! into this region: numbers are asked for, and callers answered, after it is released.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -12,7 +12,9 @@ use braid_host::{Entry, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
 use braid_proto::error;
 use braid_proto::id::{RegionId, Term};
-use braid_proto::pb::{Peer, Refusal, Region, RegionEntry, RegionEpoch, RegionResponse, region_response};
+use braid_proto::pb::{
+    Peer, Refusal, Region, RegionEntry, RegionEpoch, RegionResponse, region_request, region_response,
+};
 use braid_store_client::Regions as Cluster;
 use braid_store_core::epoch;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
@@ -30,6 +32,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
 use crate::leases::{self, Revocations};
+use crate::load::Load;
 use crate::multi;
 use crate::space::Space;
 use crate::watch::Publisher;
@@ -62,10 +65,41 @@ pub struct Shared {
     pub started: Instant,
     /// What revocations over regions share.
     pub revocations: Arc<Revocations>,
+    /// What there is to do and to tell for which regions: the others cost nothing.
+    pub busy: Busy,
 }
 
 /// The region peers of a store.
 pub type Peers = DashMap<RegionId, Arc<RegionPeer>>;
+
+/// The regions of a store that are not idle. Each stands on a list at most once.
+#[derive(Default)]
+pub struct Busy {
+    /// Which may have something to report.
+    news: Mutex<Vec<RegionId>>,
+    /// For which time goes on.
+    ticking: Mutex<Vec<RegionId>>,
+    /// Leases whose records lie in regions that are led here.
+    leases: AtomicUsize,
+}
+
+impl Busy {
+    /// Takes the regions that may have something to report since the last time. The caller says so to each before it looks at
+    /// it ([`RegionPeer::taken`]).
+    pub fn news(&self) -> Vec<RegionId> {
+        std::mem::take(&mut self.news.lock())
+    }
+
+    /// Takes the regions for which time goes on; a tick puts back those for which it goes on still.
+    pub fn ticking(&self) -> Vec<RegionId> {
+        std::mem::take(&mut self.ticking.lock())
+    }
+
+    /// Leases whose records lie in regions that are led here.
+    pub fn leases(&self) -> usize {
+        self.leases.load(Ordering::Relaxed)
+    }
+}
 
 /// One region peer of this store.
 pub struct RegionPeer {
@@ -85,6 +119,13 @@ pub struct RegionPeer {
     promise: Promise,
     /// Who is told what is applied.
     live: Live,
+    load: Load,
+    /// It stands on the list of those that may have something to report.
+    listed: AtomicBool,
+    /// It stands on the list of those for which time goes on.
+    ticks: AtomicBool,
+    /// Leases among all of the store's. Written under the pipeline's lock.
+    counted_leases: AtomicUsize,
     /// All peers of the store, this one among them until it is destroyed.
     peers: Weak<Peers>,
     me: Weak<RegionPeer>,
@@ -114,6 +155,10 @@ impl RegionPeer {
             peers: Arc::downgrade(peers),
             promise: Promise::default(),
             live: Live::default(),
+            load: Load::default(),
+            listed: AtomicBool::new(false),
+            ticks: AtomicBool::new(false),
+            counted_leases: AtomicUsize::new(0),
             me: me.clone(),
         })
     }
@@ -172,9 +217,28 @@ impl RegionPeer {
         Some((pipeline.leading()?, pipeline.frontier(heard), pipeline.has_locks()))
     }
 
-    /// Leases whose records lie here, if it leads.
-    pub fn leases(&self) -> usize {
-        self.pipeline.lock().leases().len()
+    /// What it counts of its load.
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// A client's request has come.
+    pub fn touched(&self, op: &region_request::Op) {
+        if self.load.request(op, || self.shared.now()) {
+            self.has_news();
+        }
+    }
+
+    /// Puts it on the list of those that may have something to report.
+    pub fn has_news(&self) {
+        if !self.listed.load(Ordering::Relaxed) && !self.listed.swap(true, Ordering::AcqRel) {
+            self.shared.busy.news.lock().push(self.id());
+        }
+    }
+
+    /// It was taken off that list. What happens from now on puts it there again.
+    pub fn taken(&self) {
+        self.listed.store(false, Ordering::Release);
     }
 
     /// Whether a request that was routed by `epoch` is sent to the region as it is cut now.
@@ -192,12 +256,14 @@ impl RegionPeer {
         self.pipeline.lock().epoch_mismatch()
     }
 
-    /// Lets time go on for leases, and for the locks of transactions over several regions.
+    /// Lets time go on for leases, and for the locks of transactions over several regions. It was taken off the list of those
+    /// that need this, and is put there again if it does.
     pub fn tick(&self) {
-        let any = self.pipeline.lock().has_ticks();
-        if any {
-            self.with(Pipeline::tick);
+        {
+            let _pipeline = self.pipeline.lock();
+            self.ticks.store(false, Ordering::Relaxed);
         }
+        self.with(Pipeline::tick);
     }
 
     /// Runs `event` on the pipeline, lets it go on, and carries out what follows.
@@ -205,7 +271,7 @@ impl RegionPeer {
         let mut effects = Effects::new();
         let result = {
             let mut pipeline = self.pipeline.lock();
-            pipeline.at(self.shared.started.elapsed().as_millis() as u64);
+            pipeline.at(self.shared.now());
             let result = event(&mut pipeline, &mut effects);
             let heard = self.shared.numbers.heard().1;
             if let Err(damage) = pipeline.pump(&self.data, heard, &mut effects) {
@@ -216,12 +282,25 @@ impl RegionPeer {
                     self.propose(*entry, *term, std::mem::take(data));
                 }
             }
+            self.count(&pipeline);
             result
         };
         for effect in effects {
             self.carry_out(effect);
         }
         result
+    }
+
+    /// Follows what the pipeline has: leases, and whether time must go on for it.
+    fn count(&self, pipeline: &Pipeline<Reply, Waker>) {
+        let (before, now) = (self.counted_leases.load(Ordering::Relaxed), pipeline.leases().len());
+        if before != now {
+            self.counted_leases.store(now, Ordering::Relaxed);
+            self.shared.busy.leases.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
+        if pipeline.has_ticks() && !self.ticks.swap(true, Ordering::Relaxed) {
+            self.shared.busy.ticking.lock().push(self.id());
+        }
     }
 
     /// Stops evaluation and waits until nothing is in flight (rule S1), and, if `unlocked`, until nothing is locked.
@@ -385,6 +464,8 @@ impl RegionPeer {
             _ = tell.send(false);
         }
         self.gone_now.notify_waiters();
+        self.load.lead(false, self.shared.now());
+        self.has_news();
         self.data.trim();
         // Who adds a follow looks afterwards whether this peer still leads, so none is left behind.
         self.live.leave(Term(u64::MAX), &not_found());
@@ -405,8 +486,24 @@ impl RegionPeer {
     }
 }
 
+impl Drop for RegionPeer {
+    fn drop(&mut self) {
+        self.shared.busy.leases.fetch_sub(*self.counted_leases.get_mut(), Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// Milliseconds since the process began.
+    pub fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
 impl RegionMachine for RegionPeer {
     fn apply(&self, entries: &[Entry], batch: WriteBatch) {
+        if self.load.wrote(entries.iter().map(|entry| entry.data.len()).sum()) {
+            self.has_news();
+        }
         let mut txns = Vec::with_capacity(entries.len());
         let mut locks = Vec::new();
         let mut leases = Vec::new();
@@ -449,11 +546,25 @@ impl RegionMachine for RegionPeer {
             self.poison(&damage.0);
             Vec::new()
         });
-        self.with(|pipeline, effects| pipeline.on_leader(term, locks, leases, effects));
+        let leads = self.with(|pipeline, effects| {
+            pipeline.on_leader(term, locks, leases, effects);
+            pipeline.leading() == Some(term)
+        });
+        if leads {
+            self.load.lead(true, self.shared.now());
+        }
+        self.has_news();
     }
 
     fn on_follower(&self, term: Term, leader: Option<Peer>) {
-        self.with(|pipeline, effects| pipeline.on_follower(term, leader, effects));
+        let leads = self.with(|pipeline, effects| {
+            pipeline.on_follower(term, leader, effects);
+            pipeline.leading().is_some()
+        });
+        if !leads {
+            self.load.lead(false, self.shared.now());
+        }
+        self.has_news();
         if let Some(tell) = self.drained.lock().take() {
             _ = tell.send(false);
         }
@@ -470,6 +581,7 @@ impl RegionMachine for RegionPeer {
 
     fn on_region(&self, region: &Region) {
         self.data.on_region(region);
+        self.has_news();
         let recut = self.with(|pipeline, effects| {
             let before = pipeline.region().region_epoch();
             pipeline.on_region(region.clone(), effects);

@@ -57,6 +57,9 @@ impl RegionService for LocalRegions {
         };
         let epoch = request.epoch.unwrap_or_default();
         let timeout = Duration::from_millis(request.timeout_ms.into());
+        if let Some(op) = &request.op {
+            region.touched(op);
+        }
         match request.op {
             Some(region_request::Op::Read(read)) => Box::pin(read::read(region, read, epoch)),
             Some(region_request::Op::Put(put)) => write(&region, epoch, Request::Put(put)),

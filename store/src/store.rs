@@ -24,7 +24,8 @@ use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
 use crate::multi;
 use crate::orders::Orders;
-use crate::region::Shared;
+use crate::region::{Busy, Shared};
+use crate::reports::Reports;
 use crate::service::{LocalRegions, RegionStoreService};
 use crate::space::{Space, SpaceLimits};
 use crate::watch::{self, Following, Publisher, RegionWatchService};
@@ -145,6 +146,7 @@ impl Store {
             publisher: tell,
             started: std::time::Instant::now(),
             revocations: Arc::default(),
+            busy: Busy::default(),
         };
         let shared = Arc::new(shared);
         let engine =
@@ -174,6 +176,7 @@ impl Store {
             news,
             placement,
             addresses,
+            reports: Reports::default(),
         };
         let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
         let rounds = tokio::spawn(watch::run(Arc::clone(&publisher), stopped.clone()));
