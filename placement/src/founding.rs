@@ -54,7 +54,7 @@ async fn step(shared: &Shared, term: Term) -> Result<Step, CommitError> {
         .read(|state| (state.cluster_id().is_valid(), state.first_regions().len() > 0, state.regions_started()));
     match (founded, begun, started) {
         (false, _, _) => {
-            let found = FoundCluster { cluster_id: shared.cluster_id.0 };
+            let found = FoundCluster { cluster_id: shared.cluster_id.0, paused: shared.setup.paused.clone() };
             shared.commit(term, Op::FoundCluster(found)).await.map(|_| Step::Next)
         }
         (true, false, _) => begin_regions(shared, term).await,

@@ -17,7 +17,8 @@ use crate::orders::StoreOrders;
 use crate::placement::MemberConfig;
 use crate::presence::Presence;
 use crate::regions::RegionMap;
-use crate::state::Applied;
+use crate::scheduling::{Scheduling, Setup};
+use crate::state::{Applied, StoreRecord};
 
 /// Why the replicated state did not change as wished.
 #[derive(Debug, Error)]
@@ -39,6 +40,8 @@ pub struct Memory {
     pub presence: Presence,
     /// Where the regions are.
     pub regions: RegionMap,
+    /// How they are moved.
+    pub scheduling: Scheduling,
     /// Somebody waits until stores have dropped history below this revision; 0: nobody ever did. Stores learn it from
     /// their heartbeats. Whoever waits says so again to the next leader.
     pub drop_below: i64,
@@ -54,6 +57,8 @@ pub struct Shared {
     pub members: Vec<MemberConfig>,
     /// What the first regions are made of.
     pub plan: Plan,
+    /// What the schedulers begin with.
+    pub setup: Setup,
     /// The replicated state.
     pub replica: Arc<Replica>,
     /// The sequencer.
@@ -62,16 +67,20 @@ pub struct Shared {
     pub orders: Arc<dyn StoreOrders>,
     /// Something was heard that a young cluster, or an order under way, may be waiting for.
     pub news: Notify,
+    /// There may be orders to give.
+    pub work: Notify,
     memory: Mutex<Memory>,
 }
 
 impl Shared {
     /// The parts of a member that has heard nothing yet.
+    #[allow(clippy::too_many_arguments, reason = "each is a part of its own, and it is called in one place")]
     pub fn new(
         cluster_id: ClusterId,
         member: u64,
         members: Vec<MemberConfig>,
         plan: Plan,
+        setup: Setup,
         replica: Arc<Replica>,
         office: Arc<Office>,
         orders: Arc<dyn StoreOrders>,
@@ -80,10 +89,11 @@ impl Shared {
             term: Term::INVALID,
             presence: Presence::new(Instant::now()),
             regions: RegionMap::default(),
+            scheduling: Scheduling::new(&setup, Instant::now()),
             drop_below: 0,
         };
-        let (news, memory) = (Notify::new(), Mutex::new(memory));
-        Self { cluster_id, member, members, plan, replica, office, orders, news, memory }
+        let (news, work, memory) = (Notify::new(), Notify::new(), Mutex::new(memory));
+        Self { cluster_id, member, members, plan, setup, replica, office, orders, news, work, memory }
     }
 
     /// The term this member leads in and holds a lease of.
@@ -118,20 +128,35 @@ impl Shared {
         let mut memory = self.memory.lock();
         if memory.term < term {
             let first = self.replica.read(|state| state.first_regions().cloned().collect::<Vec<_>>());
-            let (presence, regions) = (Presence::new(Instant::now()), RegionMap::begin_with(first));
-            *memory = Memory { term, presence, regions, drop_below: 0 };
+            let now = Instant::now();
+            let (presence, regions) = (Presence::new(now), RegionMap::begin_with(first));
+            let scheduling = Scheduling::new(&self.setup, now);
+            *memory = Memory { term, presence, regions, scheduling, drop_below: 0 };
         }
         memory
     }
 
-    /// Every store that ever joined.
-    pub fn stores(&self) -> Vec<Store> {
-        self.replica.read(|state| state.stores().map(|record| record.store.clone()).collect())
+    /// Lets the schedulers know what the replicated state says now.
+    pub fn resync(&self, term: Term) {
+        let mut guard = self.memory(term);
+        let memory = &mut *guard;
+        self.replica.read(|state| memory.scheduling.sync(state, &memory.presence, &self.setup.defaults));
     }
 
-    /// One store.
+    /// Every store that has joined and is not removed.
+    pub fn stores(&self) -> Vec<Store> {
+        let there = |record: &&StoreRecord| record.removed.is_none();
+        self.replica.read(|state| state.stores().filter(there).map(StoreRecord::as_seen).collect())
+    }
+
+    /// One of them.
     pub fn store(&self, id: StoreId) -> Option<Store> {
-        self.replica.read(|state| state.store(id).map(|record| record.store.clone()))
+        self.record(id).filter(|record| record.removed.is_none()).map(|record| record.as_seen())
+    }
+
+    /// What is kept of a store, also of one that is removed.
+    pub fn record(&self, id: StoreId) -> Option<StoreRecord> {
+        self.replica.read(|state| state.store(id).cloned())
     }
 
     /// Takes `count` ids from the cluster's counter; returns the first.

@@ -7,14 +7,14 @@
 //!  bootstrap   the first regions            ◄──  founding  what the leader does for a young cluster
 //!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin
 //!  presence    who is alive                      split, transfer ──► orders: what stores are told
+//!  schedule    which region shall be where  ◄──  scheduling  feeds it, gives its orders
 //!                                                compaction the boundary below which history is given up
 //!                                                leader    what all of the above share
 //!                                                placement one member: open, follow the role, stop
 //! ```
 //!
 //! Regions, stores' state and proxies are the leader's memory, learned again from heartbeats after each election; only
-//! what nobody else could tell is replicated. `schedule` is the pure core of moving them:
-//! schedulers and operators.
+//! what nobody else could tell is replicated.
 
 pub mod bootstrap;
 mod compaction;
@@ -27,6 +27,7 @@ mod placement;
 pub mod presence;
 pub mod regions;
 pub mod schedule;
+mod scheduling;
 pub mod sequencer;
 mod service;
 mod split;

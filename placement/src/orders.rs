@@ -8,13 +8,13 @@ use std::time::Duration;
 use braid_proto::id::StoreId;
 use braid_proto::pb::region_store_client::RegionStoreClient;
 use braid_proto::pb::{
-    CreateRegionsRequest, CreateRegionsResponse, SplitRegionRequest, SplitRegionResponse, Store, TransferLeaderRequest,
-    TransferLeaderResponse,
+    ChangePeersRequest, ChangePeersResponse, CreateRegionsRequest, CreateRegionsResponse, MergeRegionRequest,
+    MergeRegionResponse, SplitRegionRequest, SplitRegionResponse, Store, TransferLeaderRequest, TransferLeaderResponse,
 };
 use braid_proto::service::BoxFuture;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 /// The first regions of a large cluster pass gRPC's default of 4 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -28,11 +28,23 @@ pub struct NoAnswer {
     pub store: StoreId,
     /// What the connection says.
     pub why: String,
+    /// The store does not know this order, and never will as long as it runs.
+    pub unknown_order: bool,
+}
+
+impl NoAnswer {
+    /// Nothing came back; why.
+    pub fn new(store: StoreId, why: impl Into<String>) -> Self {
+        Self { store, why: why.into(), unknown_order: false }
+    }
 }
 
 impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} does not answer: {}", self.store, self.why)
+        match self.unknown_order {
+            true => write!(f, "{} runs a version that cannot do this ({})", self.store, self.why),
+            false => write!(f, "{} does not answer: {}", self.store, self.why),
+        }
     }
 }
 
@@ -64,6 +76,22 @@ pub trait StoreOrders: Send + Sync + 'static {
         request: TransferLeaderRequest,
         patience: Duration,
     ) -> Answer<TransferLeaderResponse>;
+
+    /// Change the peers of a region that the store leads.
+    fn change_peers(
+        &self,
+        store: &Store,
+        request: ChangePeersRequest,
+        patience: Duration,
+    ) -> Answer<ChangePeersResponse>;
+
+    /// Merge a region that the store leads into its neighbour.
+    fn merge_region(
+        &self,
+        store: &Store,
+        request: MergeRegionRequest,
+        patience: Duration,
+    ) -> Answer<MergeRegionResponse>;
 }
 
 /// Orders over gRPC; connections are kept, one an address.
@@ -79,7 +107,7 @@ impl GrpcOrders {
             Some(channel) => channel.clone(),
             None => {
                 let endpoint = Endpoint::from_shared(format!("http://{}", store.peer_addr))
-                    .map_err(|error| NoAnswer { store: StoreId(store.id), why: error.to_string() })?;
+                    .map_err(|error| NoAnswer::new(StoreId(store.id), error.to_string()))?;
                 let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
                 channels.insert(store.peer_addr.clone(), channel.clone());
                 channel
@@ -106,6 +134,8 @@ impl StoreOrders for GrpcOrders {
         create_regions(CreateRegionsRequest) -> CreateRegionsResponse;
         split_region(SplitRegionRequest) -> SplitRegionResponse;
         transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse;
+        change_peers(ChangePeersRequest) -> ChangePeersResponse;
+        merge_region(MergeRegionRequest) -> MergeRegionResponse;
     }
 }
 
@@ -116,7 +146,10 @@ async fn in_time<T>(
 ) -> Result<T, NoAnswer> {
     match tokio::time::timeout(patience, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(NoAnswer { store, why: status.message().to_owned() }),
-        Err(_) => Err(NoAnswer { store, why: format!("nothing came back in {} s", patience.as_secs()) }),
+        Ok(Err(status)) => {
+            let unknown_order = status.code() == Code::Unimplemented;
+            Err(NoAnswer { unknown_order, ..NoAnswer::new(store, status.message()) })
+        }
+        Err(_) => Err(NoAnswer::new(store, format!("nothing came back in {} s", patience.as_secs()))),
     }
 }

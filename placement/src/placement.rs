@@ -27,6 +27,7 @@ use crate::leader::Shared;
 use crate::machine::{Machine, Replica, Role};
 use crate::office::Office;
 use crate::orders::{GrpcOrders, MESSAGE_BYTES_MAX, StoreOrders};
+use crate::scheduling::{self, Setup};
 use crate::service::{AdminService, PlacementService, SequencerService};
 
 #[cfg(test)]
@@ -102,11 +103,13 @@ struct Tuning {
     timing: Timing,
     /// Entries of the log that are kept for members that lag behind: some hours of an idle cluster's windows.
     log_keep_entries: u64,
+    /// Changes what the schedulers begin with.
+    setup: fn(&mut Setup),
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { timing: Timing::default(), log_keep_entries: 20_000 }
+        Self { timing: Timing::default(), log_keep_entries: 20_000, setup: |_| {} }
     }
 }
 
@@ -133,6 +136,8 @@ impl Placement {
         tuning: Tuning,
     ) -> Result<Self, PlacementError> {
         let plan = check(&config)?;
+        let mut setup = Setup::new(config.replicas);
+        (tuning.setup)(&mut setup);
         let replica = Replica::new(config.member_id, drawn_life());
         let office = Office::new(config.cluster_id, Arc::clone(&replica));
         let shared = Arc::new(Shared::new(
@@ -140,6 +145,7 @@ impl Placement {
             config.member_id,
             config.members.clone(),
             plan,
+            setup,
             Arc::clone(&replica),
             office,
             orders,
@@ -349,7 +355,12 @@ async fn lead(shared: &Shared, term: Term, auto: AutoCompaction) {
             shared.office.tick();
         }
     };
-    tokio::join!(founding::found(shared, term), tick, compaction::by_itself(shared, term, auto, TICK));
+    tokio::join!(
+        founding::found(shared, term),
+        tick,
+        compaction::by_itself(shared, term, auto, TICK),
+        scheduling::run(shared, term)
+    );
 }
 
 /// Tells this start of the process from every other one.

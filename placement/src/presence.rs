@@ -83,6 +83,21 @@ impl Presence {
         self.stores.get(&store).is_some_and(|heard| heard.dropped_below >= revision)
     }
 
+    /// Whether a store has said everything that it leads.
+    pub fn has_said_all(&self, store: StoreId) -> bool {
+        self.stores.get(&store).is_some_and(|heard| heard.said_all)
+    }
+
+    /// Whether a store has sent a heartbeat in this leader's time.
+    pub fn has_beaten(&self, store: StoreId) -> bool {
+        self.stores.get(&store).is_some_and(|heard| heard.incarnation != 0)
+    }
+
+    /// When a store was heard last in this leader's time.
+    pub fn heard_at(&self, store: StoreId) -> Option<Instant> {
+        self.stores.get(&store).and_then(|heard| heard.at)
+    }
+
     /// For how long a store has been silent, as far as this leader can tell.
     pub fn silence(&self, store: StoreId, now: Instant) -> Duration {
         let heard = self.stores.get(&store).and_then(|heard| heard.at);

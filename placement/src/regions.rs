@@ -8,22 +8,30 @@
 //!
 //! Invariant: ranges never overlap.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Bound;
 
 use braid_proto::id::{PeerId, RegionId, StoreId};
 use braid_proto::key::KeyRange;
-use braid_proto::pb::{Region, RegionReport, RegionState, Route};
+use braid_proto::pb::{LonelyPeer, Region, RegionReport, RegionState, Route};
 use bytes::Bytes;
 
 #[cfg(test)]
 mod tests;
+
+/// Regions that have ended and are remembered. Of older ones nothing is said.
+const ENDED_MAX: usize = 100_000;
 
 /// See the module's page.
 #[derive(Debug, Default)]
 pub struct RegionMap {
     by_start: BTreeMap<Bytes, Known>,
     starts: BTreeMap<RegionId, Bytes>,
+    /// Regions whose leader is not known.
+    leaderless: BTreeSet<RegionId>,
+    /// Regions that this map has seen end: newer ones cover them.
+    ended: HashSet<RegionId>,
+    ended_order: VecDeque<RegionId>,
 }
 
 /// A region as it is known.
@@ -35,6 +43,8 @@ pub struct Known {
     pub leader_peer: u64,
     /// Newest term reported; 0: none.
     pub term: u64,
+    /// A store has said this in this leader's time.
+    heard: bool,
     /// What its leader last said about it.
     report: RegionReport,
 }
@@ -69,7 +79,8 @@ impl Known {
         Route { region: Some(self.region.clone()), leader_store: self.leader_store().0 }
     }
 
-    fn state(&self) -> RegionState {
+    /// All that is known.
+    pub fn state(&self) -> RegionState {
         let report = RegionReport {
             region: Some(self.region.clone()),
             leader_peer: self.leader_peer,
@@ -85,7 +96,8 @@ impl RegionMap {
     pub fn begin_with(regions: impl IntoIterator<Item = Region>) -> Self {
         let mut map = Self::default();
         for region in regions {
-            map.take(RegionReport { region: Some(region), ..Default::default() });
+            let report = RegionReport::default();
+            map.place(Known { region, leader_peer: 0, term: 0, heard: false, report });
         }
         map
     }
@@ -95,7 +107,7 @@ impl RegionMap {
     pub fn take(&mut self, mut report: RegionReport) -> Taken {
         let Some(region) = report.region.take() else { return Taken::Stale };
         let (leader_peer, term) = (report.leader_peer, report.term);
-        self.place(Known { region, leader_peer, term, report })
+        self.place(Known { region, leader_peer, term, heard: true, report })
     }
 
     /// Takes what a store said of a region without leading it: its range, peers and epoch. The leader stays who it was.
@@ -107,23 +119,48 @@ impl RegionMap {
         }
         let (leader_peer, term) = known.map_or((0, 0), |known| (known.leader_peer, known.term));
         let report = known.map(|known| known.report.clone()).unwrap_or_default();
-        self.place(Known { region, leader_peer, term, report })
+        self.place(Known { region, leader_peer, term, heard: true, report })
     }
 
     /// A store that refused names another peer as the leader; only a hint, the next report is better.
     pub fn learn_leader(&mut self, id: RegionId, leader_peer: PeerId) {
         if let Some(known) = self.starts.get(&id).and_then(|start| self.by_start.get_mut(start)) {
             known.leader_peer = leader_peer.0;
+            match leader_peer.is_valid() {
+                true => self.leaderless.remove(&id),
+                false => self.leaderless.insert(id),
+            };
         }
     }
 
-    /// `store` has said everything that it leads: it leads nothing else.
-    pub fn leads_only(&mut self, store: StoreId, led: &HashSet<RegionId>) {
+    /// `store` has said everything that it leads: it leads nothing else. Returns the regions that lost it as their
+    /// leader.
+    pub fn leads_only(&mut self, store: StoreId, led: &HashSet<RegionId>) -> Vec<RegionId> {
+        let mut lost = Vec::new();
         for known in self.by_start.values_mut() {
-            if known.leader_store() == store && !led.contains(&known.region.region_id()) {
+            let id = known.region.region_id();
+            if known.leader_store() == store && !led.contains(&id) {
                 known.leader_peer = 0;
+                lost.push(id);
             }
         }
+        self.leaderless.extend(&lost);
+        lost
+    }
+
+    /// Whether a peer belongs to no region any more: a store has told this leader of a later change of peers of its
+    /// region, which lacks the peer, or the region has ended. Peers' ids are never used twice, so whoever was removed
+    /// stays removed.
+    pub fn is_gone(&self, peer: &LonelyPeer) -> bool {
+        let id = RegionId(peer.region_id);
+        if self.ended.contains(&id) {
+            return true;
+        }
+        let known_to_peer = peer.epoch.unwrap_or_default();
+        self.get(id).is_some_and(|known| {
+            let newer = known.region.region_epoch().conf_ver > known_to_peer.conf_ver;
+            known.heard && newer && known.region.peer(PeerId(peer.peer_id)).is_none()
+        })
     }
 
     /// The region `id`.
@@ -155,9 +192,9 @@ impl RegionMap {
         self.overlapping(&range).map(Known::state).collect()
     }
 
-    /// How many have no leader that is known.
-    pub fn leaderless(&self) -> usize {
-        self.by_start.values().filter(|known| known.leader_peer == 0).count()
+    /// Those that have no leader that is known.
+    pub fn leaderless(&self) -> &BTreeSet<RegionId> {
+        &self.leaderless
     }
 
     /// How many are known.
@@ -182,8 +219,10 @@ impl RegionMap {
         let others: Vec<RegionId> = others.iter().map(|other| other.region.region_id()).collect();
         self.remove(id);
         for other in others {
-            if let Some(rest) = self.remove(other).and_then(|other| outside(other, &range)) {
-                self.insert(rest);
+            match self.remove(other).and_then(|other| outside(other, &range)) {
+                Some(rest) => self.insert(rest),
+                // A region that is cut keeps the first part: whoever has nothing left went into another one.
+                None => self.end(other),
             }
         }
         self.insert(news);
@@ -193,15 +232,29 @@ impl RegionMap {
     fn insert(&mut self, known: Known) {
         let (id, start) = (known.region.region_id(), known.region.start.clone());
         self.starts.insert(id, start.clone());
+        if known.leader_peer == 0 {
+            self.leaderless.insert(id);
+        }
         let before = self.by_start.insert(start, known);
         assert!(before.is_none(), "two regions begin at the same key: {id} and {before:?}");
     }
 
+    fn end(&mut self, id: RegionId) {
+        if self.ended.insert(id) {
+            self.ended_order.push_back(id);
+        }
+        while self.ended_order.len() > ENDED_MAX {
+            self.ended_order.pop_front().map(|oldest| self.ended.remove(&oldest));
+        }
+    }
+
     fn remove(&mut self, id: RegionId) -> Option<Known> {
+        self.leaderless.remove(&id);
         self.starts.remove(&id).and_then(|start| self.by_start.remove(&start))
     }
 
-    fn overlapping<'a>(&'a self, range: &KeyRange) -> impl Iterator<Item = &'a Known> + use<'a> {
+    /// The regions that share keys with `range`, in key order.
+    pub fn overlapping<'a>(&'a self, range: &KeyRange) -> impl Iterator<Item = &'a Known> + use<'a> {
         let first = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(&range.start[..]))).next_back();
         let from = first.map_or(range.start.clone(), |(start, _)| start.clone());
         let (range, end) = (range.clone(), range.end.clone());

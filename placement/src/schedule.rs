@@ -36,6 +36,7 @@ mod repair;
 mod replicas;
 pub mod scatter;
 pub mod scheduler;
+pub mod settings;
 mod split;
 pub mod step;
 #[cfg(test)]
@@ -44,11 +45,12 @@ pub mod view;
 
 pub use config::Config;
 pub use operator::{Operator, OperatorId, Order};
-pub use operators::{Ended, Operators, Outcome};
+pub use operators::{Ended, Operators, Outcome, Tally};
 pub use plan::{By, Plan, Priority};
 pub use scheduler::{Kind, Proposal};
+pub use settings::{Setting, Settings};
 pub use step::{SplitAt, Step};
-pub use view::{Goal, Load, RegionNews, RegionView, StoreState, StoreView, Taken, View};
+pub use view::{Drain, Goal, Load, RegionNews, RegionView, StoreState, StoreView, Taken, View};
 
 /// What a scheduler last said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -183,6 +185,11 @@ impl Driver {
     /// A store refused an order for good.
     pub fn refused(&mut self, id: OperatorId, why: &str, now_ms: u64) {
         self.operators.refused(id, why, &mut self.view, &self.config, now_ms);
+    }
+
+    /// What a scheduler would begin now.
+    pub fn propose(&self, kind: Kind, now_ms: u64) -> Proposal {
+        kind.propose(&self.view, &self.config, now_ms)
     }
 
     /// Wants these regions scattered. Returns how many are to move.

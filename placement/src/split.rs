@@ -9,10 +9,10 @@
 
 use std::time::{Duration, Instant};
 
-use braid_proto::id::{PeerId, RegionId, StoreId, Term};
+use braid_proto::id::{PeerId, RegionId, Term};
 use braid_proto::key::TAG_USER;
 use braid_proto::pb::refusal::Reason;
-use braid_proto::pb::{Refusal, Region, RegionReport, SplitRegionRequest, SplitRegionResponse};
+use braid_proto::pb::{Refusal, Region, SplitRegionRequest, SplitRegionResponse};
 use bytes::Bytes;
 
 use crate::leader::Shared;
@@ -47,6 +47,7 @@ pub async fn split(shared: &Shared, term: Term, key: &Bytes) -> Result<(Region, 
         let known = shared.memory(term).regions.at(key).cloned();
         let store = known.as_ref().and_then(|known| shared.store(known.leader_store()));
         let region = known.map(|known| known.region);
+        let busy = region.as_ref().and_then(|region| shared.memory(term).scheduling.busy(region.region_id()));
         if let Some(region) = region.as_ref().filter(|region| region.start == *key) {
             if ids.first() != Some(&region.id) {
                 return Err(format!("{} starts at that key already; there is nothing to split", region.region_id()));
@@ -54,6 +55,8 @@ pub async fn split(shared: &Shared, term: Term, key: &Bytes) -> Result<(Region, 
             if let Some(left) = left_of(shared, term, key) {
                 return Ok((left, region.clone()));
             }
+        } else if let Some(busy) = busy {
+            last = busy;
         } else if let (Some(region), Some(store)) = (region, store) {
             if ids.len() != 1 + region.peers.len() {
                 let count = 1 + region.peers.len() as u64;
@@ -123,22 +126,12 @@ fn take(
             Refused::Wait(why) => Ok(Next::Again(why)),
         },
         SplitRegionResponse { left: Some(left), right: Some(right), .. } => {
-            learn_halves(shared, term, &left, &right);
+            tracing::info!(left = %left.region_id(), right = %right.region_id(), "region split");
+            shared.memory(term).learn_split(left.clone(), right.clone());
             Ok(Next::Done(Box::new((left, right))))
         }
         _ => Ok(Next::Again("the store's answer lacks a half".to_owned())),
     }
-}
-
-/// Makes the halves known before the next heartbeat: the leader of the left half stays, and the right half elects the
-/// peer on the same store.
-fn learn_halves(shared: &Shared, term: Term, left: &Region, right: &Region) {
-    let mut memory = shared.memory(term);
-    let store = memory.regions.get(left.region_id()).map_or(StoreId::INVALID, |known| known.leader_store());
-    memory.regions.learn(left.clone());
-    let leader_peer = right.peer_on(store).map_or(0, |peer| peer.id);
-    memory.regions.take(RegionReport { region: Some(right.clone()), leader_peer, ..Default::default() });
-    tracing::info!(left = %left.region_id(), right = %right.region_id(), "region split");
 }
 
 /// The region that ends at `key`, if it is known.
@@ -167,7 +160,7 @@ pub fn learn_refusal(shared: &Shared, term: Term, region: RegionId, refusal: &Re
             let known = memory.regions.get(region).map_or(0, |known| known.leader_peer);
             match not_leader.leader.map(|leader| PeerId(leader.id)).filter(|leader| leader.0 != known) {
                 Some(leader) => {
-                    memory.regions.learn_leader(region, leader);
+                    memory.learn_leader(region, leader);
                     Refused::Learned(why)
                 }
                 // Whoever is known stays: leaders report changes, and there may be none.
@@ -175,7 +168,7 @@ pub fn learn_refusal(shared: &Shared, term: Term, region: RegionId, refusal: &Re
             }
         }
         Some(Reason::EpochMismatch(mismatch)) => {
-            let taken: Vec<_> = mismatch.current.iter().map(|region| memory.regions.learn(region.clone())).collect();
+            let taken: Vec<_> = mismatch.current.iter().map(|region| memory.learn(region.clone())).collect();
             let why = format!("{region} has changed");
             // Without anything new in it the same order would be refused again.
             if taken.contains(&Taken::New) { Refused::Learned(why) } else { Refused::Wait(why) }

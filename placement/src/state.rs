@@ -3,39 +3,38 @@
 //! `apply` is the whole state machine: deterministic, without clock or I/O. It answers what the proposer wants to know
 //! and names the rows that changed, so that the shell writes only those.
 //!
-//! What is here: the cluster's identity, its stores, the one counter of ids, the regions it began with, the sequencer's
-//! window, and what travels with every bound. What is not: where regions are now (their own raft groups know, and report
+//! What is here: the cluster's identity, its stores and what operators want of them, what schedulers go by, the one
+//! counter of ids, the regions it began with, the sequencer's window, and what travels with every bound. What is not: where regions are now (their own raft groups know, and report
 //! it), who is alive, and proxies. All of that is the leader's memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use braid_proto::id::{ClusterId, Revision, SequencerEpoch, StoreId};
 use braid_proto::pb::placement_command::Op;
-use braid_proto::pb::{AdmitStore, CloseWindow, FirstRegions, OpenWindow, Region, Store};
+use braid_proto::pb::{CloseWindow, FirstRegions, FoundCluster, OpenWindow, Region, SetScheduling};
 
 use crate::sequencer::{LastAnswer, Marks, WindowRecord};
 
 pub mod rows;
+mod stores;
 #[cfg(test)]
 mod tests;
 
 use rows::Row;
+pub use stores::{Drain, StoreRecord};
 
 /// Version of the format of all rows and entries. A member that finds a newer one does not start.
 pub const FORMAT: u32 = 1;
 /// Ids that one entry may take: the first regions of a large cluster, with all their peers.
 pub const IDS_MAX: u64 = 1_000_000;
 
-/// A store as placement remembers it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoreRecord {
-    /// Id, address, labels, version.
-    pub store: Store,
-    /// The operator's name of the process.
-    pub name: String,
-    /// Placement once put a peer there: the id is spent if the store loses its folder, because other peers may count
-    /// on what the lost one had promised.
-    pub held_peers: bool,
+/// What operators want of schedulers. What the names mean is not this module's business.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scheduling {
+    /// Schedulers that are paused, by name.
+    pub paused: BTreeSet<String>,
+    /// Settings that are not at their defaults.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// What applying an entry came to.
@@ -64,6 +63,7 @@ pub struct State {
     regions_started: bool,
     window: WindowRecord,
     marks: Marks,
+    scheduling: Scheduling,
 }
 
 impl Default for State {
@@ -76,6 +76,7 @@ impl Default for State {
             regions_started: false,
             window: WindowRecord::default(),
             marks: Marks::default(),
+            scheduling: Scheduling::default(),
         }
     }
 }
@@ -84,6 +85,11 @@ impl State {
     /// The cluster; invalid before its first entry.
     pub fn cluster_id(&self) -> ClusterId {
         self.cluster_id
+    }
+
+    /// What schedulers go by.
+    pub fn scheduling(&self) -> &Scheduling {
+        &self.scheduling
     }
 
     /// Every store that ever joined, by id.
@@ -116,16 +122,10 @@ impl State {
         self.marks
     }
 
-    /// The store that would be answered to `admit` without changing anything: it is known exactly like that.
-    pub fn is_known(&self, admit: &AdmitStore) -> Option<StoreId> {
-        let record = self.identify(admit)?;
-        (*record == joined(admit, record.store.id, record.held_peers)).then_some(StoreId(record.store.id))
-    }
-
     /// Applies one entry. The rows are those whose value is another now.
     pub fn apply(&mut self, op: Op) -> (Applied, Vec<Row>) {
         match op {
-            Op::FoundCluster(found) => self.found(ClusterId(found.cluster_id)),
+            Op::FoundCluster(found) => self.found(found),
             Op::AdmitStore(admit) => self.admit_store(&admit),
             Op::AllocateIds(allocate) => self.allocate_ids(allocate.count),
             Op::FirstRegions(first) => self.begin_with(first),
@@ -136,38 +136,29 @@ impl State {
             Op::OpenWindow(open) => self.open_window(open),
             Op::CloseWindow(close) => self.close_window(&close),
             Op::Compact(compact) => self.compact(Revision(compact.revision)),
+            Op::SetStore(set) => self.set_store(set),
+            Op::RemoveStore(remove) => self.remove_store(remove),
+            Op::HoldPeers(hold) => self.hold_peers(StoreId(hold.store_id)),
+            Op::SetScheduling(set) => self.set_scheduling(set),
         }
     }
 
-    fn found(&mut self, cluster_id: ClusterId) -> (Applied, Vec<Row>) {
+    fn found(&mut self, found: FoundCluster) -> (Applied, Vec<Row>) {
         if self.cluster_id.is_valid() {
             return refused(format!("this is cluster {} already", self.cluster_id));
         }
-        self.cluster_id = cluster_id;
-        (Applied::Done, vec![Row::Cluster])
+        self.cluster_id = ClusterId(found.cluster_id);
+        self.scheduling.paused = found.paused.into_iter().collect();
+        (Applied::Done, vec![Row::Cluster, Row::Scheduling])
     }
 
-    fn admit_store(&mut self, admit: &AdmitStore) -> (Applied, Vec<Row>) {
-        let known = self.identify(admit).map(|record| (StoreId(record.store.id), record.held_peers));
-        let (id, held_peers, mut rows) = match known {
-            Some((id, held_peers)) => (id, held_peers, vec![]),
-            None if admit.store_id != 0 => return refused(format!("no store {}", StoreId(admit.store_id))),
-            None => (StoreId(self.take_ids(1)), false, vec![Row::Cluster]),
-        };
-        self.stores.insert(id, joined(admit, id.0, held_peers));
-        rows.push(Row::Store(id));
-        (Applied::Store(id), rows)
-    }
-
-    /// The store that `admit` comes from. Without an id it is the one of the same name and address that never held a
-    /// peer: its answer was lost before it could write the id down.
-    fn identify(&self, admit: &AdmitStore) -> Option<&StoreRecord> {
-        if admit.store_id != 0 {
-            return self.stores.get(&StoreId(admit.store_id));
-        }
-        self.stores
-            .values()
-            .find(|known| !known.held_peers && known.name == admit.name && known.store.peer_addr == admit.peer_addr)
+    fn set_scheduling(&mut self, set: SetScheduling) -> (Applied, Vec<Row>) {
+        let kept = &mut self.scheduling;
+        kept.paused.extend(set.pause);
+        set.resume.iter().for_each(|name| _ = kept.paused.remove(name));
+        kept.settings.extend(set.settings);
+        kept.settings.retain(|_, value| !value.is_empty());
+        (Applied::Done, vec![Row::Scheduling])
     }
 
     fn allocate_ids(&mut self, count: u64) -> (Applied, Vec<Row>) {
@@ -226,12 +217,6 @@ impl State {
         self.marks.compacted = Some(revision);
         (Applied::Done, vec![Row::Marks])
     }
-}
-
-fn joined(admit: &AdmitStore, id: u64, held_peers: bool) -> StoreRecord {
-    let store =
-        Store { id, peer_addr: admit.peer_addr.clone(), labels: admit.labels.clone(), version: admit.version.clone() };
-    StoreRecord { store, name: admit.name.clone(), held_peers }
 }
 
 fn refused(why: String) -> (Applied, Vec<Row>) {

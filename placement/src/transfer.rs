@@ -34,12 +34,15 @@ pub async fn transfer_leader(shared: &Shared, term: Term, region: RegionId, to: 
         if known.leader_store() == to {
             return Ok(());
         }
-        if let Some(store) = shared.store(known.leader_store()) {
+        let busy = shared.memory(term).scheduling.busy(region);
+        if let Some(busy) = busy {
+            last = busy;
+        } else if let Some(store) = shared.store(known.leader_store()) {
             let request = TransferLeaderRequest { region_id: region.0, epoch: known.region.epoch, to_store: to.0 };
             match shared.orders.transfer_leader(&store, request, ATTEMPT).await {
                 Ok(TransferLeaderResponse { refusal: None, failed }) if failed.is_empty() => {
                     if let Some(peer) = known.region.peer_on(to) {
-                        shared.memory(term).regions.learn_leader(region, PeerId(peer.id));
+                        shared.memory(term).learn_leader(region, PeerId(peer.id));
                     }
                     return Ok(());
                 }

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use braid_placement_client::{ClientError, PlacementClient};
 use braid_proto::pb::admin_server::Admin;
 use braid_proto::pb::{
-    AdminSplitRequest, AdminSplitResponse, AdminTransferLeaderRequest, AdminTransferLeaderResponse, RegionListRequest,
-    RegionListResponse, StatusRequest, StatusResponse, StoreListRequest, StoreListResponse,
+    AdminSplitRequest, AdminSplitResponse, AdminTransferLeaderRequest, AdminTransferLeaderResponse, BalanceRequest,
+    BalanceResponse, HealthRequest, HealthResponse, OperatorCancelRequest, OperatorCancelResponse, OperatorListRequest,
+    OperatorListResponse, RegionListRequest, RegionListResponse, RegionPlanRequest, RegionPlanResponse, ScatterRequest,
+    ScatterResponse, SchedulerListRequest, SchedulerListResponse, SchedulerSetRequest, SchedulerSetResponse,
+    StatusRequest, StatusResponse, StoreListRequest, StoreListResponse, StoreRemoveRequest, StoreRemoveResponse,
+    StoreSetRequest, StoreSetResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -43,6 +47,16 @@ forward! {
     region_list(RegionListRequest) -> RegionListResponse;
     region_split(AdminSplitRequest) -> AdminSplitResponse;
     region_transfer_leader(AdminTransferLeaderRequest) -> AdminTransferLeaderResponse;
+    store_set(StoreSetRequest) -> StoreSetResponse;
+    store_remove(StoreRemoveRequest) -> StoreRemoveResponse;
+    region_plan(RegionPlanRequest) -> RegionPlanResponse;
+    scatter(ScatterRequest) -> ScatterResponse;
+    scheduler_list(SchedulerListRequest) -> SchedulerListResponse;
+    scheduler_set(SchedulerSetRequest) -> SchedulerSetResponse;
+    operator_list(OperatorListRequest) -> OperatorListResponse;
+    operator_cancel(OperatorCancelRequest) -> OperatorCancelResponse;
+    balance(BalanceRequest) -> BalanceResponse;
+    health(HealthRequest) -> HealthResponse;
     status(StatusRequest) -> StatusResponse;
 }
 

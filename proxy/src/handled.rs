@@ -51,7 +51,26 @@ const METHODS: [(&str, &[&str]); 9] = [
     ),
     ("v3lockpb.Lock", &["Lock", "Unlock"]),
     ("v3electionpb.Election", &["Campaign", "Proclaim", "Leader", "Observe", "Resign"]),
-    ("braid.Admin", &["StoreList", "RegionList", "RegionSplit", "RegionTransferLeader", "Status"]),
+    (
+        "braid.Admin",
+        &[
+            "StoreList",
+            "StoreSet",
+            "StoreRemove",
+            "RegionList",
+            "RegionSplit",
+            "RegionTransferLeader",
+            "RegionPlan",
+            "Scatter",
+            "SchedulerList",
+            "SchedulerSet",
+            "OperatorList",
+            "OperatorCancel",
+            "Balance",
+            "Health",
+            "Status",
+        ],
+    ),
 ];
 
 /// The counters.

@@ -8,10 +8,14 @@ use braid_proto::pb::admin_client::AdminClient;
 use braid_proto::pb::placement_client::PlacementClient as Grpc;
 use braid_proto::pb::{
     AdminSplitRequest, AdminSplitResponse, AdminTransferLeaderRequest, AdminTransferLeaderResponse,
-    AwaitDroppedRequest, AwaitDroppedResponse, CompactRequest, CompactResponse, PlacementHeader, ProxyHeartbeatRequest,
-    ProxyHeartbeatResponse, RegionListRequest, RegionListResponse, RegisterStoreRequest, RegisterStoreResponse,
-    RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest, StoreHeartbeatResponse,
-    StoreListRequest, StoreListResponse,
+    AwaitDroppedRequest, AwaitDroppedResponse, BalanceRequest, BalanceResponse, CompactRequest, CompactResponse,
+    HealthRequest, HealthResponse, OperatorCancelRequest, OperatorCancelResponse, OperatorListRequest,
+    OperatorListResponse, PlacementHeader, ProxyHeartbeatRequest, ProxyHeartbeatResponse, RegionListRequest,
+    RegionListResponse, RegionPlanRequest, RegionPlanResponse, RegisterStoreRequest, RegisterStoreResponse,
+    RouteRequest, RouteResponse, ScatterRequest, ScatterResponse, SchedulerListRequest, SchedulerListResponse,
+    SchedulerSetRequest, SchedulerSetResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest,
+    StoreHeartbeatResponse, StoreListRequest, StoreListResponse, StoreRemoveRequest, StoreRemoveResponse,
+    StoreSetRequest, StoreSetResponse,
 };
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -112,6 +116,26 @@ impl PlacementClient {
         region_split(AdminClient, AdminSplitRequest, IfNotDone) -> AdminSplitResponse;
         /// Hands over a region's leadership.
         region_transfer_leader(AdminClient, AdminTransferLeaderRequest, Freely) -> AdminTransferLeaderResponse;
+        /// Changes what is kept of a store.
+        store_set(AdminClient, StoreSetRequest, Freely) -> StoreSetResponse;
+        /// Removes a store for good. Not repeated once it may have been done: then it is removed already, an error.
+        store_remove(AdminClient, StoreRemoveRequest, IfNotDone) -> StoreRemoveResponse;
+        /// Begins an operator on a region. Not repeated once it may have begun.
+        region_plan(AdminClient, RegionPlanRequest, IfNotDone) -> RegionPlanResponse;
+        /// Spreads regions over stores anew.
+        scatter(AdminClient, ScatterRequest, Freely) -> ScatterResponse;
+        /// Schedulers and their settings.
+        scheduler_list(AdminClient, SchedulerListRequest, Freely) -> SchedulerListResponse;
+        /// Pauses, resumes and sets.
+        scheduler_set(AdminClient, SchedulerSetRequest, Freely) -> SchedulerSetResponse;
+        /// Operators under way and ended.
+        operator_list(AdminClient, OperatorListRequest, Freely) -> OperatorListResponse;
+        /// Ends operators. Not repeated once it may have been done: then there are none, an error.
+        operator_cancel(AdminClient, OperatorCancelRequest, IfNotDone) -> OperatorCancelResponse;
+        /// How far the cluster is from balance.
+        balance(AdminClient, BalanceRequest, Freely) -> BalanceResponse;
+        /// What is wrong with the cluster.
+        health(AdminClient, HealthRequest, Freely) -> HealthResponse;
         /// State of placement, for operators.
         status(AdminClient, StatusRequest, Freely) -> StatusResponse;
     }

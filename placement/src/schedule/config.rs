@@ -4,6 +4,12 @@
 const MIB: u64 = 1 << 20;
 /// A minute in milliseconds.
 const MINUTE: u64 = 60_000;
+/// Most operators at once: each is looked at every second.
+const OPERATORS_MAX: usize = 10_000;
+/// Most that have ended and are remembered: each takes a few hundred bytes.
+const HISTORY_MAX: usize = 100_000;
+/// Most plans that one scheduler begins in a round.
+const PLANS_MAX: usize = 1_000;
 
 /// See the module's page. Times are milliseconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,8 +149,17 @@ impl Config {
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(format!("{name} must be at least 1; pause schedulers to stop moves"));
         }
+        for (name, count, most) in [
+            ("operators-max", self.operators_max, OPERATORS_MAX),
+            ("history-max", self.history_max, HISTORY_MAX),
+            ("plans-per-round", self.plans_per_round, PLANS_MAX),
+        ] {
+            if count > most {
+                return Err(format!("{name} must be at most {most}"));
+            }
+        }
         if self.step_ms_max <= self.order_retry_ms {
-            return wrong("step-ms-max must be longer than order-retry-ms, or no order is given twice");
+            return wrong("step-seconds-max must be longer than order-retry-seconds, or no order is given twice");
         }
         if self.split_bytes == 0 || self.split_keys == 0 || self.split_ops == 0 {
             return wrong("split-bytes, split-keys and split-ops must be above 0; pause the split scheduler instead");

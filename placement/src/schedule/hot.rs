@@ -44,10 +44,24 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
     }
     match operations(pass) {
         Ok(plan) => Proposal::one(plan),
-        Err(why) => match written(pass) {
+        Err(idle) => match written(pass) {
             Ok(plan) => Proposal::one(plan),
-            Err(also) => Proposal::nothing(format!("{why}; {also}")),
+            Err(also) if idle.waits || also.waits => Proposal::waits(format!("{}; {}", idle.why, also.why)),
+            Err(also) => Proposal::nothing(format!("{}; {}", idle.why, also.why)),
         },
+    }
+}
+
+/// Why no plan is made for a measure.
+struct Idle {
+    why: String,
+    /// There is one, which cannot be begun now.
+    waits: bool,
+}
+
+impl Idle {
+    fn new(waits: Option<String>, otherwise: &str) -> Self {
+        Self { waits: waits.is_some(), why: waits.unwrap_or_else(|| otherwise.to_owned()) }
     }
 }
 
@@ -88,10 +102,10 @@ impl Measure {
     }
 }
 
-fn operations(pass: &Pass) -> Result<Plan, String> {
+fn operations(pass: &Pass) -> Result<Plan, Idle> {
     let (view, config) = (pass.view, pass.config);
     let measure = Measure::operations(view);
-    let stores = measure.stores(pass)?;
+    let stores = measure.stores(pass).map_err(|why| Idle { why, waits: false })?;
     let mut waits = None;
     let hot = || view.index().by_ops.iter().rev().take(LOOKED_AT_MAX).filter_map(|(_, id)| view.region(*id));
     for source in stores.iter().filter(|store| (measure.of)(store) > measure.mean).take(SOURCES_MAX) {
@@ -120,13 +134,13 @@ fn operations(pass: &Pass) -> Result<Plan, String> {
             }
         }
     }
-    Err(waits.unwrap_or_else(|| "no hot region makes stores more even in operations".to_owned()))
+    Err(Idle::new(waits, "no hot region makes stores more even in operations"))
 }
 
-fn written(pass: &Pass) -> Result<Plan, String> {
+fn written(pass: &Pass) -> Result<Plan, Idle> {
     let (view, config) = (pass.view, pass.config);
     let measure = Measure::written(view);
-    let stores = measure.stores(pass)?;
+    let stores = measure.stores(pass).map_err(|why| Idle { why, waits: false })?;
     let mut waits = None;
     let hot = || view.index().by_written.iter().rev().take(LOOKED_AT_MAX).filter_map(|(_, id)| view.region(*id));
     for source in stores.iter().filter(|store| (measure.of)(store) > measure.mean).take(SOURCES_MAX) {
@@ -148,7 +162,7 @@ fn written(pass: &Pass) -> Result<Plan, String> {
             }
         }
     }
-    Err(waits.unwrap_or_else(|| "no hot region makes stores more even in bytes written".to_owned()))
+    Err(Idle::new(waits, "no hot region makes stores more even in bytes written"))
 }
 
 /// Whether its load counts already, and it may move.

@@ -37,7 +37,7 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             format!("{} leads {} regions, {} {}", source.id, source.planned.leaders, target.id, target.planned.leaders);
         return match pass.ready(plan, why) {
             Ok(plan) => Proposal::one(plan),
-            Err(why) => Proposal::nothing(format!("{differ}; waits: {why}")),
+            Err(why) => Proposal::waits(format!("{differ}; waits: {why}")),
         };
     }
     Proposal::nothing(format!("{differ}, but no leader that may be transferred now makes it less"))

@@ -101,6 +101,11 @@ impl Operator {
         }
     }
 
+    /// What the region weighed when it began.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Steps that are not done.
     pub fn left(&self) -> &[Step] {
         &self.plan.steps[self.at..]

@@ -7,7 +7,8 @@ use braid_proto::id::{RegionId, StoreId};
 
 use super::Config;
 use super::operator::{Operator, OperatorId, Order, Progress};
-use super::plan::{Plan, Priority, receivers};
+use super::plan::{By, Plan, Priority, receivers};
+use super::step::Step;
 use super::view::{Goal, View};
 
 #[cfg(test)]
@@ -25,6 +26,20 @@ pub enum Outcome {
     Failed(String),
     /// Somebody did not want it any more; why.
     Cancelled(String),
+    /// A more urgent one took its place; which.
+    Replaced(String),
+}
+
+impl Outcome {
+    /// In one word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed(_) => "failed",
+            Self::Cancelled(_) => "cancelled",
+            Self::Replaced(_) => "replaced",
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -33,6 +48,7 @@ impl fmt::Display for Outcome {
             Self::Done => f.write_str("done"),
             Self::Failed(why) => write!(f, "failed: {why}"),
             Self::Cancelled(why) => write!(f, "cancelled: {why}"),
+            Self::Replaced(why) => write!(f, "replaced: {why}"),
         }
     }
 }
@@ -56,6 +72,49 @@ pub struct Operators {
     last_id: u64,
     /// Ids that placement's group gave out for this, as ranges from, to (exclusive).
     ids: VecDeque<(u64, u64)>,
+    tally: Tally,
+}
+
+/// What operators came to since this leader began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Operators that ended, by who wanted them and how they ended.
+    pub ended: BTreeMap<(By, &'static str), u64>,
+    /// Replicas that were copied.
+    pub copies: u64,
+    /// Bytes of these.
+    pub copied_bytes: u64,
+    /// Leaders that were transferred.
+    pub transfers: u64,
+    /// Regions that were cut.
+    pub splits: u64,
+    /// Regions that went into a neighbour.
+    pub merges: u64,
+}
+
+impl Tally {
+    /// Operators that ended with all steps done.
+    pub fn done(&self) -> u64 {
+        self.ended.iter().filter(|((_, how), _)| *how == Outcome::Done.name()).map(|(_, count)| count).sum()
+    }
+
+    fn count(&mut self, operator: &Operator, outcome: &Outcome) {
+        *self.ended.entry((operator.plan.by, outcome.name())).or_default() += 1;
+        // A merge ends with the region: nobody sees its step done.
+        let done = if *outcome == Outcome::Done { operator.plan.steps.len() } else { operator.at };
+        for step in &operator.plan.steps[..done] {
+            match step {
+                Step::AddLearner { .. } => {
+                    self.copies += 1;
+                    self.copied_bytes += operator.bytes();
+                }
+                Step::TransferLeader { .. } => self.transfers += 1,
+                Step::Split { .. } => self.splits += 1,
+                Step::Merge { .. } => self.merges += 1,
+                Step::ChangePeers { .. } | Step::RemovePeer { .. } => {}
+            }
+        }
+    }
 }
 
 impl Operators {
@@ -72,6 +131,21 @@ impl Operators {
     /// Those that have ended, the last one first.
     pub fn history(&self) -> impl ExactSizeIterator<Item = &Ended> {
         self.history.iter().rev()
+    }
+
+    /// The one with that id, if it is under way.
+    pub fn under_way(&self, id: OperatorId) -> Option<&Operator> {
+        self.active.values().find(|operator| operator.id == id)
+    }
+
+    /// The one with that id, if it has ended and is remembered.
+    pub fn ended(&self, id: OperatorId) -> Option<&Ended> {
+        self.history.iter().rev().find(|ended| ended.operator.id == id)
+    }
+
+    /// What they came to.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// How many ids should be fetched.
@@ -130,7 +204,8 @@ impl Operators {
         let operator = Operator::new(id, plan, region, now_ms);
         let region = operator.plan.region;
         if present.is_some() {
-            self.cancel(region, "something more urgent takes its place", view, config, now_ms);
+            let why = format!("{id} is more urgent and took its place");
+            self.end(region, Outcome::Replaced(why), view, config, now_ms);
         }
         self.active.insert(region, operator);
         for store in copied_to {
@@ -207,10 +282,11 @@ impl Operators {
         if let Some(target) = operator.plan.with {
             view.set_goal(target, None);
         }
+        self.tally.count(&operator, &outcome);
         match outcome {
             Outcome::Done => view.ended(region, true, 0, now_ms),
             Outcome::Failed(_) => view.ended(region, false, config.failed_rest_ms, now_ms),
-            Outcome::Cancelled(_) => {}
+            Outcome::Cancelled(_) | Outcome::Replaced(_) => {}
         }
         while self.history.len() >= config.history_max.max(1) {
             self.history.pop_front();

@@ -52,10 +52,10 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             }
         }
     }
-    Proposal::nothing(match waits {
-        Some(why) => format!("{differ}; waits: {why}"),
-        None => format!("{differ}, but no region that may move now makes it less"),
-    })
+    match waits {
+        Some(why) => Proposal::waits(format!("{differ}; waits: {why}")),
+        None => Proposal::nothing(format!("{differ}, but no region that may move now makes it less")),
+    }
 }
 
 /// How far apart two stores are, in words.

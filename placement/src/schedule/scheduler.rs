@@ -101,6 +101,8 @@ impl fmt::Display for Kind {
 pub struct Proposal {
     /// To be begun; none: see `said`.
     pub plans: Vec<Plan>,
+    /// Something should be done that cannot be begun now.
+    pub waits: bool,
     /// What it does, or why it does nothing, for operators.
     pub said: String,
 }
@@ -108,12 +110,22 @@ pub struct Proposal {
 impl Proposal {
     /// Nothing, for a reason.
     pub fn nothing(why: impl Into<String>) -> Self {
-        Self { plans: Vec::new(), said: why.into() }
+        Self { plans: Vec::new(), waits: false, said: why.into() }
+    }
+
+    /// Nothing, although there is something to be done.
+    pub fn waits(why: impl Into<String>) -> Self {
+        Self { plans: Vec::new(), waits: true, said: why.into() }
+    }
+
+    /// Whether there is anything to be done.
+    pub fn wants(&self) -> bool {
+        self.waits || !self.plans.is_empty()
     }
 
     /// One plan; it speaks for itself.
     pub fn one(plan: Plan) -> Self {
-        Self { said: format!("{}: {}", plan.region, plan.why), plans: vec![plan] }
+        Self { said: format!("{}: {}", plan.region, plan.why), waits: false, plans: vec![plan] }
     }
 }
 
@@ -163,6 +175,7 @@ impl Findings {
 
     /// What the pass came to; `idle` says why there was nothing to look at.
     pub fn proposal(self, what: &str, idle: impl FnOnce() -> String) -> Proposal {
+        let waits = self.waits.is_some();
         let said = match (self.plans.first(), self.waits) {
             (Some(first), _) if self.plans.len() == 1 => format!("{}: {}", first.region, first.why),
             (Some(first), _) => format!("{} plans, the first for {}: {}", self.plans.len(), first.region, first.why),
@@ -170,6 +183,6 @@ impl Findings {
             (None, Some(why)) => format!("{} {what}s wait, the first one: {why}", self.waiting),
             (None, None) => idle(),
         };
-        Proposal { plans: self.plans, said }
+        Proposal { plans: self.plans, waits, said }
     }
 }

@@ -52,6 +52,9 @@ pub struct View {
     preference: Preference,
     /// Regions that are to be somewhere else because an operator wants them scattered.
     pub wishes: BTreeMap<RegionId, Goal>,
+    /// How often a region was looked at: that grows with what is to be done, not with the number of regions.
+    #[cfg(test)]
+    pub looked_at: std::sync::atomic::AtomicU64,
 }
 
 impl View {
@@ -68,6 +71,8 @@ impl View {
             index: Index::default(),
             preference: Preference::default(),
             wishes: BTreeMap::new(),
+            #[cfg(test)]
+            looked_at: std::sync::atomic::AtomicU64::new(0),
         }
     }
 
@@ -93,6 +98,8 @@ impl View {
 
     /// One region.
     pub fn region(&self, id: RegionId) -> Option<&RegionView> {
+        #[cfg(test)]
+        self.looked_at.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.regions.get(&id)
     }
 
@@ -171,6 +178,38 @@ impl View {
         let (replicas, leaders) = (store.replicas.len(), store.leaders.len());
         store.draining = draining.then_some(Drain { since_ms: now_ms, replicas, leaders });
         self.prefer();
+    }
+
+    /// A store is being emptied since before this view began, or is not any more.
+    pub fn put_drain(&mut self, id: StoreId, drain: Option<Drain>) {
+        let Some(store) = self.stores.get_mut(&id).filter(|store| store.draining != drain) else { return };
+        store.draining = drain;
+        self.prefer();
+    }
+
+    /// Other labels say where stores are. Looks at all regions: rare.
+    ///
+    /// # Panics
+    /// With more than seven labels.
+    pub fn set_location_labels(&mut self, location_labels: Vec<String>) {
+        assert!(location_labels.len() <= LOCATION_LABELS_MAX, "{location_labels:?}: at most {LOCATION_LABELS_MAX}");
+        if location_labels == self.location_labels {
+            return;
+        }
+        self.location_labels = location_labels;
+        let located: Vec<(StoreId, Vec<u64>)> =
+            self.stores.values().map(|store| (store.id, self.locate(&store.labels))).collect();
+        let ids: Vec<RegionId> = self.regions.keys().copied().collect();
+        let regions: Vec<RegionView> = ids.into_iter().filter_map(|id| self.unlink(id)).collect();
+        for (id, location) in located {
+            if let Some(store) = self.stores.get_mut(&id) {
+                store.location = location;
+            }
+        }
+        for mut region in regions {
+            region.crowding = self.crowding(&region.voter_stores());
+            self.link(region);
+        }
     }
 
     /// Takes a leader's report.

@@ -8,7 +8,7 @@ use braid_proto::pb::placement_command::Op;
 use braid_proto::pb::placement_server::Placement;
 use braid_proto::pb::{
     AdmitStore, AwaitDroppedRequest, AwaitDroppedResponse, CompactRequest, CompactResponse, PlacementHeader,
-    ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, Region, RegisterStoreRequest, RegisterStoreResponse,
+    ProxyHeartbeatRequest, ProxyHeartbeatResponse, ProxyMember, RegisterStoreRequest, RegisterStoreResponse,
     RouteRequest, RouteResponse, StatusRequest, StatusResponse, StoreHeartbeatRequest, StoreHeartbeatResponse,
 };
 use tonic::{Request, Response, Status};
@@ -23,6 +23,11 @@ use crate::state::Applied;
 const ROUTES_MAX: usize = 1_024;
 /// How long a registration waits for placement's group; the store tries again.
 const ADMIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A heartbeat that comes so long after another store has taken the name: the old store lives.
+const STILL_SPEAKS: Duration = Duration::from_millis(1_500);
+/// Between two looks whether it does.
+const NAMESAKE_LOOK: Duration = Duration::from_millis(200);
 
 /// See the module's page.
 pub struct PlacementService {
@@ -48,33 +53,88 @@ impl PlacementService {
             let what = if request.name.is_empty() { "a name" } else { "an address that others reach it at" };
             return Err(RegisterFailure::Refused(format!("the store must say {what}")));
         }
-        let admit = AdmitStore {
+        let mut admit = AdmitStore {
             store_id: request.store_id,
             name: request.name.clone(),
             peer_addr: request.peer_addr.clone(),
             labels: request.labels.clone(),
             version: request.version.clone(),
+            replaces: Vec::new(),
         };
         if let Some(known) = self.shared.replica.read(|state| state.is_known(&admit)) {
-            return Ok(known);
+            return match self.removed(known) {
+                None => Ok(known),
+                Some(why) => Err(RegisterFailure::Refused(why)),
+            };
+        }
+        for namesake in self.shared.replica.read(|state| state.namesakes(&admit)) {
+            self.outlive(term, namesake, request).await?;
+            admit.replaces.push(namesake.0);
         }
         let decided = tokio::time::timeout(ADMIT_PATIENCE, self.shared.replica.propose(term, Op::AdmitStore(admit)));
         match decided.await {
             Ok(Ok(Applied::Store(id))) => Ok(id),
-            Ok(Ok(Applied::Refused(_))) => Err(RegisterFailure::Refused(format!(
-                "cluster {ours} has no store {}; give the store an empty folder so that it joins as a new one",
-                StoreId(request.store_id)
-            ))),
+            Ok(Ok(Applied::Refused(_))) => {
+                let id = StoreId(request.store_id);
+                Err(RegisterFailure::Refused(self.removed(id).unwrap_or_else(|| {
+                    format!(
+                        "cluster {ours} has no store {id}; give the store an empty folder so that it joins as a new one"
+                    )
+                })))
+            }
             Ok(Ok(other)) => Err(RegisterFailure::Again(format!("registering came to {other:?}"))),
             Ok(Err(error)) => Err(RegisterFailure::Again(error.to_string())),
             Err(_) => Err(RegisterFailure::Again("placement's group does not decide; is a majority up?".to_owned())),
         }
     }
 
+    /// Why a store that was removed is refused for ever.
+    fn removed(&self, id: StoreId) -> Option<String> {
+        let why = self.shared.record(id)?.removed?;
+        Some(format!(
+            "{id} has been removed from the cluster ({why}) and never comes back, because others hold its replicas now;              stop the process, and give it an empty folder if it shall join as a new store"
+        ))
+    }
+
+    /// A store registers under the name of another one, `old`. Only one of them can be alive: the newcomer takes the
+    /// place of one that has lost its folder, but not of one that speaks.
+    async fn outlive(&self, term: Term, old: StoreId, request: &RegisterStoreRequest) -> Result<(), RegisterFailure> {
+        let (came, name) = (Instant::now(), &request.name);
+        if request.store_id != 0 {
+            return Err(RegisterFailure::Refused(format!(
+                "the name {name} belongs to {old}; start {} with its own --name, or remove {old} if it is gone for good",
+                StoreId(request.store_id)
+            )));
+        }
+        loop {
+            let news = self.shared.news.notified();
+            let (heard_at, up) = {
+                let memory = self.shared.memory(term);
+                (memory.presence.heard_at(old), memory.presence.is_up(old, Instant::now()))
+            };
+            // What was under way when the newcomer came may still arrive.
+            if heard_at.is_some_and(|at| at > came + STILL_SPEAKS) {
+                return Err(RegisterFailure::Refused(format!(
+                    "{old} is up and has the name {name}; two stores need two names: start this one with another --name"
+                )));
+            }
+            if !up {
+                tracing::info!(%old, name, "a store comes with an empty folder: the old one is removed");
+                return Ok(());
+            }
+            if self.shared.leading() != Some(term) {
+                return Err(RegisterFailure::Again("placement's leader has changed".to_owned()));
+            }
+            // It speaks again or counts as silent within seconds.
+            _ = tokio::time::timeout(NAMESAKE_LOOK, news).await;
+        }
+    }
+
     /// Takes a heartbeat of a known store.
     fn hear(&self, term: Term, beat: StoreHeartbeatRequest, answer: &mut StoreHeartbeatResponse) {
         let id = StoreId(beat.store_id);
-        let mut memory = self.shared.memory(term);
+        let mut guard = self.shared.memory(term);
+        let memory = &mut *guard;
         match memory.presence.store_beat(&beat, Instant::now()) {
             Beat::Replaced(newer) => {
                 answer.failed = format!(
@@ -88,13 +148,14 @@ impl PlacementService {
         }
         answer.drop_below = memory.drop_below;
         if beat.full {
-            let led = beat.leaders.iter().filter_map(|report| report.region.as_ref().map(Region::region_id)).collect();
-            memory.regions.leads_only(id, &led);
+            memory.take_all_led(id, &beat.leaders);
         }
         for report in beat.leaders {
-            memory.regions.take(report);
+            memory.take_report(report);
         }
-        drop(memory);
+        answer.gone = memory.gone(beat.lonely);
+        drop(guard);
+        self.shared.work.notify_one();
         if let Some(stats) = beat.stats {
             self.shared.office.hear(Revision(stats.heard_revision));
         }
@@ -141,6 +202,10 @@ impl Placement for PlacementService {
         let mut answer = StoreHeartbeatResponse { header: Some(header), ..Default::default() };
         let Some(term) = term else { return Ok(Response::new(answer)) };
         let ours = self.shared.cluster_id;
+        if let Some(why) = self.removed(StoreId(beat.store_id)).filter(|_| beat.cluster_id == ours.0) {
+            answer.failed = why;
+            return Ok(Response::new(answer));
+        }
         if beat.cluster_id != ours.0 || self.shared.store(StoreId(beat.store_id)).is_none() {
             let (id, theirs) = (StoreId(beat.store_id), ClusterId(beat.cluster_id));
             answer.failed = format!("{id} of cluster {theirs} is no store of this cluster, {ours}");

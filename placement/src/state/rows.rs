@@ -4,20 +4,24 @@
 //! |------------------------|-----------------|-------------------------------------------|
 //! | `c`                    | `StoredCluster` | format, cluster id, next id, progress     |
 //! | `r`, region id, 8 bytes| `Region`        | a region that the cluster began with      |
+//! | `p`                    | `StoredScheduling` | what schedulers go by                  |
 //! | `s`, store id, 8 bytes | `StoredStore`   | a store                                   |
 //! | `w`                    | `StoredWindow`  | the sequencer's window                    |
 //! | `x`                    | `StoredMarks`   | compacted revision, auth revision         |
 //!
 //! Ids are big endian. Rows are only overwritten, never deleted.
 
+use std::collections::BTreeMap;
+
 use braid_proto::id::{ClusterId, Revision, SequencerEpoch, StoreId};
 use braid_proto::pb::{
-    Region, Store, StoredAnswer, StoredCluster, StoredLabel, StoredMarks, StoredStore, StoredWindow,
+    Region, Store, StoredAnswer, StoredCluster, StoredDrain, StoredLabel, StoredMarks, StoredScheduling, StoredStore,
+    StoredWindow,
 };
 use prost::Message;
 use thiserror::Error;
 
-use super::{FORMAT, State, StoreRecord};
+use super::{Drain, FORMAT, Scheduling, State, StoreRecord};
 use crate::sequencer::{LastAnswer, Marks, WindowRecord};
 
 /// Name of a row.
@@ -27,6 +31,8 @@ pub enum Row {
     Cluster,
     /// `r`
     FirstRegion(u64),
+    /// `p`
+    Scheduling,
     /// `s`
     Store(StoreId),
     /// `w`
@@ -56,6 +62,7 @@ impl Row {
         match self {
             Row::Cluster => vec![b'c'],
             Row::FirstRegion(id) => with_id(b'r', id),
+            Row::Scheduling => vec![b'p'],
             Row::Store(id) => with_id(b's', id.0),
             Row::Window => vec![b'w'],
             Row::Marks => vec![b'x'],
@@ -66,6 +73,7 @@ impl Row {
     pub fn from_key(key: &[u8]) -> Result<Self, RowError> {
         let row = match key.split_first() {
             Some((b'c', [])) => Some(Row::Cluster),
+            Some((b'p', [])) => Some(Row::Scheduling),
             Some((b'w', [])) => Some(Row::Window),
             Some((b'x', [])) => Some(Row::Marks),
             Some((b'r', id)) => id.try_into().ok().map(|id| Row::FirstRegion(u64::from_be_bytes(id))),
@@ -90,6 +98,10 @@ impl State {
             Row::FirstRegion(id) => self.first_regions.get(&id).map(Message::encode_to_vec).unwrap_or_default(),
             Row::Store(id) => {
                 self.stores.get(&id).map(|record| stored_store(record).encode_to_vec()).unwrap_or_default()
+            }
+            Row::Scheduling => {
+                let paused = self.scheduling.paused.iter().cloned().collect();
+                StoredScheduling { paused, settings: stored_labels(&self.scheduling.settings) }.encode_to_vec()
             }
             Row::Window => stored_window(&self.window).encode_to_vec(),
             Row::Marks => {
@@ -134,6 +146,11 @@ impl State {
                 }
                 self.stores.insert(id, store(stored));
             }
+            Row::Scheduling => {
+                let stored: StoredScheduling = decode(row, value)?;
+                let (paused, settings) = (stored.paused.into_iter().collect(), labels(stored.settings));
+                self.scheduling = Scheduling { paused, settings };
+            }
             Row::Window => self.window = window(&decode(row, value)?),
             Row::Marks => {
                 let marks: StoredMarks = decode(row, value)?;
@@ -149,23 +166,50 @@ fn decode<M: Message + Default>(row: Row, value: &[u8]) -> Result<M, RowError> {
 }
 
 fn stored_store(record: &StoreRecord) -> StoredStore {
-    let label = |(name, value): (&String, &String)| StoredLabel { name: name.clone(), value: value.clone() };
-    let mut labels: Vec<_> = record.store.labels.iter().map(label).collect();
-    labels.sort_by(|one, other| one.name.cmp(&other.name));
+    let brought: BTreeMap<String, String> =
+        record.store.labels.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let drain = |drain: Drain| {
+        let Drain { since_ms, replicas, leaders } = drain;
+        StoredDrain { since_ms, replicas, leaders }
+    };
     StoredStore {
         id: record.store.id,
         peer_addr: record.store.peer_addr.clone(),
-        labels,
+        labels: stored_labels(&brought),
         version: record.store.version.clone(),
         name: record.name.clone(),
         held_peers: record.held_peers,
+        set_labels: stored_labels(&record.set_labels),
+        weight: Some(record.weight),
+        drain: record.drain.map(drain),
+        removed: record.removed.clone(),
     }
 }
 
+fn stored_labels(labels: &BTreeMap<String, String>) -> Vec<StoredLabel> {
+    labels.iter().map(|(name, value)| StoredLabel { name: name.clone(), value: value.clone() }).collect()
+}
+
+fn labels(stored: Vec<StoredLabel>) -> BTreeMap<String, String> {
+    stored.into_iter().map(|label| (label.name, label.value)).collect()
+}
+
 fn store(stored: StoredStore) -> StoreRecord {
-    let labels = stored.labels.into_iter().map(|label| (label.name, label.value)).collect();
-    let store = Store { id: stored.id, peer_addr: stored.peer_addr, labels, version: stored.version };
-    StoreRecord { store, name: stored.name, held_peers: stored.held_peers }
+    let brought = labels(stored.labels).into_iter().collect();
+    let store = Store { id: stored.id, peer_addr: stored.peer_addr, labels: brought, version: stored.version };
+    let drain = |drain: StoredDrain| {
+        let StoredDrain { since_ms, replicas, leaders } = drain;
+        Drain { since_ms, replicas, leaders }
+    };
+    StoreRecord {
+        store,
+        name: stored.name,
+        held_peers: stored.held_peers,
+        set_labels: labels(stored.set_labels),
+        weight: stored.weight.unwrap_or(1.0),
+        drain: stored.drain.map(drain),
+        removed: stored.removed,
+    }
 }
 
 fn stored_window(window: &WindowRecord) -> StoredWindow {

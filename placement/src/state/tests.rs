@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use braid_proto::pb::{AllocateIds, FoundCluster, Peer, RegionEpoch, RegionsStarted, StoredAnswer};
+use braid_proto::pb::{
+    AdmitStore, AllocateIds, FoundCluster, HoldPeers, Peer, RegionEpoch, RegionsStarted, RemoveStore, SetStore,
+    StoredAnswer, StoredDrain,
+};
 
 use super::rows::RowError;
 use super::*;
@@ -10,7 +13,14 @@ use super::*;
 fn admit(store_id: u64, name: &str, addr: &str) -> AdmitStore {
     let labels = ["zone", "rack", "host", "disk"].map(|label| (label.to_owned(), format!("{label}-1")));
     let labels = HashMap::from(labels);
-    AdmitStore { store_id, name: name.into(), peer_addr: addr.into(), labels, version: "0.1.0".into() }
+    AdmitStore {
+        store_id,
+        name: name.into(),
+        peer_addr: addr.into(),
+        labels,
+        version: "0.1.0".into(),
+        replaces: vec![],
+    }
 }
 
 fn region(id: u64, stores: &[u64]) -> Region {
@@ -93,8 +103,14 @@ fn a_store_that_comes_back_keeps_its_id_and_brings_its_news() {
 #[test]
 fn the_cluster_is_founded_and_begins_once() {
     let mut member = Member::default();
-    assert_eq!(member.apply(Op::FoundCluster(FoundCluster { cluster_id: 5 })), Applied::Done);
-    assert!(matches!(member.apply(Op::FoundCluster(FoundCluster { cluster_id: 6 })), Applied::Refused(_)));
+    assert_eq!(
+        member.apply(Op::FoundCluster(FoundCluster { cluster_id: 5, paused: vec!["merge".into()] })),
+        Applied::Done
+    );
+    assert!(matches!(
+        member.apply(Op::FoundCluster(FoundCluster { cluster_id: 6, paused: vec![] })),
+        Applied::Refused(_)
+    ));
     assert_eq!(member.state.cluster_id(), ClusterId(5));
     member.admit(0, "n1", "h1:1");
     let first = |id| Op::FirstRegions(FirstRegions { regions: vec![region(id, &[1])] });
@@ -125,7 +141,7 @@ fn windows_are_opened_and_closed_through_entries() {
 fn equal_entries_make_equal_states_on_every_member() {
     let mut members = [Member::default(), Member::default()];
     for member in &mut members {
-        member.apply(Op::FoundCluster(FoundCluster { cluster_id: 5 }));
+        member.apply(Op::FoundCluster(FoundCluster { cluster_id: 5, paused: vec!["merge".into()] }));
         member.admit(0, "n2", "h2:1");
         member.admit(0, "n1", "h1:1");
         member.apply(Op::FirstRegions(FirstRegions { regions: vec![region(50, &[2, 1]), region(51, &[1, 2])] }));
@@ -173,4 +189,80 @@ fn the_compacted_revision_only_rises_and_begins_below_zero() {
     let (done, before) = (Applied::Done, Applied::CompactedBefore);
     assert_eq!(steps, [before.clone(), done.clone(), before.clone(), done.clone(), before.clone(), before, done]);
     assert_eq!(member.state.marks().boundary(), 6);
+}
+
+#[test]
+fn an_operators_labels_win_over_those_that_a_store_brings_also_when_it_comes_back() {
+    let mut member = Member::default();
+    member.admit(0, "n1", "h1:1");
+    let labels = [("zone", "z9"), ("rack", ""), ("room", "r1")].map(|(name, value)| (name.into(), value.into()));
+    let set = SetStore { store_id: 1, labels: labels.into(), weight: Some(2.5), ..SetStore::default() };
+    assert_eq!(member.apply(Op::SetStore(set)), Applied::Done);
+    member.admit(1, "n1", "h7:1");
+    let record = member.state.store(StoreId(1)).expect("known");
+    let seen: Vec<(String, String)> = record.labels().into_iter().collect();
+    let seen: Vec<(&str, &str)> = seen.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(seen, [("disk", "disk-1"), ("host", "host-1"), ("room", "r1"), ("zone", "z9")]);
+    assert_eq!((record.weight, record.store.peer_addr.as_str()), (2.5, "h7:1"));
+    assert!(matches!(member.apply(Op::SetStore(SetStore { store_id: 9, ..SetStore::default() })), Applied::Refused(_)));
+}
+
+#[test]
+fn a_drain_keeps_what_there_was_at_its_start_until_it_is_ended() {
+    let mut member = Member::default();
+    member.admit(0, "n1", "h1:1");
+    let set = |member: &mut Member, drain, replicas| {
+        let begun = Some(StoredDrain { since_ms: 7, replicas, leaders: 1 });
+        member.apply(Op::SetStore(SetStore { store_id: 1, drain: Some(drain), begun, ..SetStore::default() }));
+        member.state.store(StoreId(1)).and_then(|record| record.drain).map(|drain| drain.replicas)
+    };
+    assert_eq!(set(&mut member, true, 5), Some(5));
+    assert_eq!(set(&mut member, true, 3), Some(5));
+    assert_eq!(set(&mut member, false, 0), None);
+}
+
+#[test]
+fn a_removed_store_never_comes_back_and_its_name_is_free_again() {
+    let mut member = Member::default();
+    member.admit(0, "n1", "h1:1");
+    let remove = |why: &str| Op::RemoveStore(RemoveStore { store_id: 1, why: why.into() });
+    assert_eq!(member.apply(remove("an operator removed it")), Applied::Done);
+    assert_eq!(member.apply(remove("again")), Applied::Done);
+    let again = member.admit(1, "n1", "h1:1");
+    assert_eq!(again, Applied::Refused("s1 has been removed: an operator removed it".into()));
+    assert!(matches!(member.apply(Op::HoldPeers(HoldPeers { store_id: 1 })), Applied::Refused(_)));
+    assert_eq!(member.state.namesakes(&admit(0, "n1", "h1:1")), []);
+    assert_eq!(member.admit(0, "n1", "h1:1"), Applied::Store(StoreId(2)));
+}
+
+#[test]
+fn whoever_takes_the_place_of_a_store_removes_it() {
+    let mut member = Member::default();
+    member.admit(0, "n1", "h1:1");
+    assert_eq!(member.apply(Op::HoldPeers(HoldPeers { store_id: 1 })), Applied::Done);
+    let anew = admit(0, "n1", "h1:1");
+    assert_eq!(member.state.namesakes(&anew), [StoreId(1)]);
+    assert_eq!(member.apply(Op::AdmitStore(AdmitStore { replaces: vec![1], ..anew })), Applied::Store(StoreId(2)));
+    let old = member.state.store(StoreId(1)).and_then(|record| record.removed.clone());
+    assert_eq!(old.as_deref(), Some("its folder was lost, and s2 took its place"));
+    assert_eq!(member.state.namesakes(&admit(2, "n1", "h1:1")), []);
+}
+
+#[test]
+fn what_schedulers_go_by_is_kept_by_name() {
+    let mut member = Member::default();
+    member.apply(Op::FoundCluster(FoundCluster { cluster_id: 5, paused: vec!["merge".into()] }));
+    let pairs = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+    let set = |pause: &str, resume: &str, settings: &[(&str, &str)]| {
+        let (pause, resume) = (vec![pause.to_owned()], vec![resume.to_owned()]);
+        Op::SetScheduling(SetScheduling { pause, resume, settings: pairs(settings) })
+    };
+    member.apply(set("hot", "merge", &[("split-bytes", "5"), ("replicas", "5")]));
+    member.apply(set("repair", "none", &[("split-bytes", ""), ("merge-keys", "1")]));
+    let kept = member.state.scheduling();
+    assert_eq!(kept.paused.iter().map(String::as_str).collect::<Vec<_>>(), ["hot", "repair"]);
+    assert_eq!(
+        kept.settings,
+        BTreeMap::from([("merge-keys", "1"), ("replicas", "5")].map(|(a, b)| (a.into(), b.into())))
+    );
 }

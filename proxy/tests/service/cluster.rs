@@ -264,6 +264,52 @@ impl Admin for FakePlacement {
         Ok(Response::new(AdminTransferLeaderResponse { header: self.header(), failed: String::new() }))
     }
 
+    async fn store_set(&self, _: Request<StoreSetRequest>) -> Result<Response<StoreSetResponse>, Status> {
+        Ok(Response::new(StoreSetResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn store_remove(&self, _: Request<StoreRemoveRequest>) -> Result<Response<StoreRemoveResponse>, Status> {
+        Ok(Response::new(StoreRemoveResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn region_plan(&self, _: Request<RegionPlanRequest>) -> Result<Response<RegionPlanResponse>, Status> {
+        Ok(Response::new(RegionPlanResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn scatter(&self, _: Request<ScatterRequest>) -> Result<Response<ScatterResponse>, Status> {
+        Ok(Response::new(ScatterResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn scheduler_list(
+        &self,
+        _: Request<SchedulerListRequest>,
+    ) -> Result<Response<SchedulerListResponse>, Status> {
+        Ok(Response::new(SchedulerListResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn scheduler_set(&self, _: Request<SchedulerSetRequest>) -> Result<Response<SchedulerSetResponse>, Status> {
+        Ok(Response::new(SchedulerSetResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn operator_list(&self, _: Request<OperatorListRequest>) -> Result<Response<OperatorListResponse>, Status> {
+        Ok(Response::new(OperatorListResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn operator_cancel(
+        &self,
+        _: Request<OperatorCancelRequest>,
+    ) -> Result<Response<OperatorCancelResponse>, Status> {
+        Ok(Response::new(OperatorCancelResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn balance(&self, _: Request<BalanceRequest>) -> Result<Response<BalanceResponse>, Status> {
+        Ok(Response::new(BalanceResponse { header: self.header(), ..Default::default() }))
+    }
+
+    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
+        Ok(Response::new(HealthResponse { header: self.header(), ..Default::default() }))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(StatusResponse { header: self.header(), bootstrapped: true, ..Default::default() }))
     }

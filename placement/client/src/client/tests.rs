@@ -77,6 +77,16 @@ methods! { Admin:
     region_list(RegionListRequest) -> RegionListResponse;
     region_split(AdminSplitRequest) -> AdminSplitResponse;
     region_transfer_leader(AdminTransferLeaderRequest) -> AdminTransferLeaderResponse;
+    store_set(StoreSetRequest) -> StoreSetResponse;
+    store_remove(StoreRemoveRequest) -> StoreRemoveResponse;
+    region_plan(RegionPlanRequest) -> RegionPlanResponse;
+    scatter(ScatterRequest) -> ScatterResponse;
+    scheduler_list(SchedulerListRequest) -> SchedulerListResponse;
+    scheduler_set(SchedulerSetRequest) -> SchedulerSetResponse;
+    operator_list(OperatorListRequest) -> OperatorListResponse;
+    operator_cancel(OperatorCancelRequest) -> OperatorCancelResponse;
+    balance(BalanceRequest) -> BalanceResponse;
+    health(HealthRequest) -> HealthResponse;
     status(StatusRequest) -> StatusResponse;
 }
 

@@ -111,7 +111,7 @@ impl FakeStores {
     fn answer<T: Send + 'static>(&self, store: &Store, answer: impl FnOnce(&mut Inner) -> T) -> Answer<T> {
         let mut inner = self.0.lock();
         let answered = match inner.down.contains(&store.id) {
-            true => Err(NoAnswer { store: StoreId(store.id), why: "down".into() }),
+            true => Err(NoAnswer::new(StoreId(store.id), "down")),
             false => Ok(answer(&mut inner)),
         };
         Box::pin(std::future::ready(answered))
@@ -193,7 +193,7 @@ impl StoreOrders for FakeStores {
             }
         });
         match lost {
-            true => Box::pin(std::future::ready(Err(NoAnswer { store: StoreId(id), why: "lost".into() }))),
+            true => Box::pin(std::future::ready(Err(NoAnswer::new(StoreId(id), "lost")))),
             false => answer,
         }
     }
