@@ -6,14 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_host::{Host, Outcome, SplitSpec};
+use braid_host::{ChangeRefused, Host, Outcome, PeerChange, SplitSpec};
 use braid_proto::id::{PeerId, RegionId, StoreId, Term};
 use braid_proto::key::TAG_USER;
+use braid_proto::pb::change_peers_request::Change;
 use braid_proto::pb::{
     ChangePeersRequest, ChangePeersResponse, CreateRegionsResponse, Refusal, Region, SplitRegionRequest,
     SplitRegionResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
-use braid_store_core::pipeline::{busy, timed_out};
+use braid_store_core::pipeline::{busy, timed_out, unknown};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::oneshot;
@@ -95,11 +96,35 @@ impl Orders {
         }
     }
 
-    /// Changes the peers of `region`.
+    /// Changes the peers of `region`. Nothing has to be drained: what is in flight does not depend on who keeps copies of it
+    /// ([`braid_store_core::epoch`]). A change of several voters is answered once the joint configuration stands; the leader
+    /// leaves that by itself.
     pub async fn change_peers(&self, region: Arc<RegionPeer>, request: ChangePeersRequest) -> ChangePeersResponse {
-        _ = (region, request);
-        let failed = "changing peers is not supported by this version of the store".to_owned();
-        ChangePeersResponse { failed, ..Default::default() }
+        let refused = |refusal| ChangePeersResponse { refusal: Some(refusal), ..Default::default() };
+        let change = match peer_change(&request) {
+            Ok(change) => change,
+            Err(failed) => return ChangePeersResponse { failed, ..Default::default() },
+        };
+        let Some(term) = region.with(|pipeline, _| pipeline.leading()) else { return refused(region.not_leader()) };
+        let epoch = region.handle().region().region_epoch();
+        if request.epoch != Some(epoch) {
+            return refused(region.epoch_mismatch());
+        }
+        let (tell, told) = oneshot::channel();
+        region.handle().propose_change(term, epoch, change, Box::new(move |ended| _ = tell.send(ended)));
+        match tokio::time::timeout(PATIENCE, told).await {
+            Ok(Ok(Ok(()))) => {
+                let region = Some((*region.handle().region()).clone());
+                ChangePeersResponse { region, ..Default::default() }
+            }
+            Ok(Ok(Err(ChangeRefused::NotLeader))) => refused(region.not_leader()),
+            Ok(Ok(Err(ChangeRefused::Epoch))) => refused(region.epoch_mismatch()),
+            Ok(Ok(Err(ChangeRefused::NotNow(why)))) => refused(busy(&why)),
+            Ok(Ok(Err(ChangeRefused::Invalid(failed)))) => ChangePeersResponse { failed, ..Default::default() },
+            Ok(Ok(Err(ChangeRefused::Unknown)) | Err(_)) | Err(_) => {
+                refused(unknown("the change was proposed, and may still happen"))
+            }
+        }
     }
 
     /// Hands leadership of `region` to the peer on `request.to_store`.
@@ -171,6 +196,11 @@ impl Orders {
             return Err(region.with(|pipeline, _| pipeline.epoch_mismatch()));
         }
         match tokio::time::timeout(PATIENCE, region.drain(unlocked)).await {
+            // Peers may have changed meanwhile, and the order was given for those that were.
+            Ok(true) if epoch != region.handle().region().epoch => {
+                region.release();
+                Err(region.epoch_mismatch())
+            }
             Ok(true) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok(term),
             Ok(true) => {
                 region.release();
@@ -182,6 +212,18 @@ impl Orders {
                 Err(timed_out("the region's writes did not drain in time"))
             }
         }
+    }
+}
+
+fn peer_change(request: &ChangePeersRequest) -> Result<PeerChange, String> {
+    let stores = |ids: &[u64]| ids.iter().map(|id| StoreId(*id)).collect();
+    match &request.change {
+        Some(Change::AddLearner(peer)) => Ok(PeerChange::AddLearner(*peer)),
+        Some(Change::Voters(change)) => {
+            Ok(PeerChange::Voters { promote: stores(&change.promote), demote: stores(&change.demote) })
+        }
+        Some(Change::RemoveStore(store)) => Ok(PeerChange::Remove(StoreId(*store))),
+        None => Err("the request names no change of peers that this version knows".to_owned()),
     }
 }
 

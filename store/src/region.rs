@@ -596,6 +596,10 @@ impl RegionMachine for RegionPeer {
     fn approximate_size(&self) -> (u64, u64) {
         self.data.approximate_size()
     }
+
+    fn on_destroyed(&self) {
+        self.end();
+    }
 }
 
 /// The peer that `child` was split off just before: it has given up the child's keys. Looked for among all, so only by who
