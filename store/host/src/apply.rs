@@ -7,17 +7,18 @@
 //! Host entries: a split is written with sync, because the child's raft group may acknowledge at once what a power
 //! failure would otherwise take from under it. A truncation is not: the log goes only after the next WAL sync (`host`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use braid_proto::id::{StoreId, Term};
-use braid_proto::pb::Region;
+use braid_proto::id::{PeerId, StoreId, Term};
+use braid_proto::pb::{Peer, Region};
 use crossbeam_channel::Receiver;
 use raft::eraftpb::{Entry as RaftEntry, EntryType};
 use rocksdb::{WriteBatch, WriteOptions};
 
 use crate::change;
+use crate::destroy;
 use crate::error::fatal;
 use crate::handle::PeerHandle;
 use crate::host::Core;
@@ -32,6 +33,11 @@ pub(crate) enum ApplyTask {
     /// A peer from now on; replaces what was known of its region.
     Register(Box<Delegate>),
     Committed(Committed),
+    /// The worker has given this peer up: nothing of it follows.
+    Bury {
+        region: u64,
+        own: Peer,
+    },
     Stop,
 }
 
@@ -45,18 +51,40 @@ pub(crate) struct Delegate {
 /// The thread's body.
 pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
     let mut regions: HashMap<u64, Delegate> = HashMap::new();
+    // Regions whose peer was destroyed and did not come back. Bounded by the regions this host ever gave up.
+    let mut buried: HashSet<u64> = HashSet::new();
     while let Ok(task) = tasks.recv() {
         match task {
             ApplyTask::Stop => return,
             ApplyTask::Register(delegate) => {
+                buried.remove(&delegate.handle.id());
                 regions.insert(delegate.handle.id(), *delegate);
             }
+            ApplyTask::Bury { region, own } => {
+                if destroy::bury(core, &mut regions, region, own) {
+                    buried.insert(region);
+                }
+            }
             ApplyTask::Committed(committed) => {
-                let Some(delegate) = regions.get_mut(&committed.region) else {
-                    fatal(format_args!("entries of r{} are to be applied, which is not open", committed.region));
+                let region = committed.region;
+                let Some(delegate) = regions.get_mut(&region) else {
+                    if buried.contains(&region) {
+                        // Handed over before the worker knew.
+                        core.apply_bytes.fetch_sub(committed.bytes, Ordering::AcqRel);
+                        committed.done.into_iter().for_each(|(_, done)| done(Outcome::Unknown));
+                        continue;
+                    }
+                    fatal(format_args!("entries of r{region} are to be applied, which is not open"));
                 };
-                if let Some(child) = delegate.apply(core, committed) {
+                let (child, removed) = delegate.apply(core, committed);
+                if let Some(child) = child {
+                    buried.remove(&child.handle.id());
                     regions.insert(child.handle.id(), child);
+                }
+                if removed {
+                    let delegate = regions.remove(&region).expect("just used");
+                    delegate.bury(core);
+                    buried.insert(region);
                 }
             }
         }
@@ -68,10 +96,13 @@ pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
 struct Changed {
     effect: Applied,
     child: Option<Delegate>,
+    /// This peer was removed: nothing after it is applied.
+    removed: bool,
 }
 
 impl Delegate {
-    fn apply(&mut self, core: &Arc<Core>, committed: Committed) -> Option<Delegate> {
+    /// Returns the child of a split, and whether the peer itself was removed.
+    fn apply(&mut self, core: &Arc<Core>, committed: Committed) -> (Option<Delegate>, bool) {
         let Committed { region, peer, entries, mut done, lead, bytes } = committed;
         assert_eq!(peer, self.handle.peer().id, "r{region}: entries of another peer");
         let count = entries.len() as u64;
@@ -83,6 +114,11 @@ impl Delegate {
                 Some(admin) => {
                     self.apply_run(core, &mut run, &mut done);
                     self.apply_admin(core, &entry, admin, &mut done, &mut changed);
+                    if changed.removed {
+                        core.apply_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                        done.into_iter().for_each(|(_, done)| done(Outcome::Unknown));
+                        return (changed.child, true);
+                    }
                 }
                 None => run.push(entry),
             }
@@ -93,9 +129,9 @@ impl Delegate {
             self.machine.on_leader(Term(term));
         }
         core.apply_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        let (index, Changed { effect, child }) = (self.state.applied_index, changed);
+        let (index, Changed { effect, child, .. }) = (self.state.applied_index, changed);
         core.note(region, Note::Applied { region, peer, index, bytes, effect });
-        child
+        (child, false)
     }
 
     fn kind(&self, entry: &RaftEntry) -> Option<Admin> {
@@ -182,6 +218,11 @@ impl Delegate {
                 }
             }
             Admin::Change(change) => match change::changed(&self.handle.region(), &change) {
+                // Its own state stays as it was: the tombstone is written from it.
+                Ok(region) if region.peer(PeerId(self.handle.0.peer.id)).is_none() => {
+                    tracing::info!(region = region.id, epoch = %region.region_epoch(), "this peer was removed");
+                    changed.removed = true;
+                }
                 Ok(region) => {
                     self.change_peers(core, region);
                     changed.effect.changes.push(change);
@@ -228,14 +269,15 @@ impl Delegate {
     }
 
     fn split(&mut self, core: &Arc<Core>, parent: Region, child: Region) -> Delegate {
+        let own = child.peer_on(StoreId(core.env.host_id)).copied();
+        let Some(own) = own else { fatal(format_args!("r{} has no peer on this host", child.id)) };
+        let buried_before = core.tombstone(child.id).is_some_and(|buried| buried >= own.id);
         let mut batch = split_batch(core, &parent, &child);
         self.put_state(core, &mut batch);
         core.write_host(batch, true);
         // CRASH: both regions are durable, the child's raft group has written nothing. Safe: it starts from the initial
         // index, keeping a vote that a message-made peer of it may have stored in the log.
         let leads = self.handle.0.view.load().leading;
-        let own = child.peer_on(StoreId(core.env.host_id)).copied();
-        let Some(own) = own else { fatal(format_args!("r{} has no peer on this host", child.id)) };
         let handle = PeerHandle::new(child.clone(), own, Some(ApplyState::INITIAL), core.post(child.id).clone());
         {
             let mut table = core.table.lock();
@@ -251,6 +293,11 @@ impl Delegate {
         let origin = if leads { Origin::SplitLeader } else { Origin::SplitFollower };
         let birth = Birth { handle: handle.clone(), machine: Arc::clone(&machine), apply: ApplyState::INITIAL, origin };
         core.note(child.id, Note::Create(Box::new(birth)));
+        if buried_before {
+            // A blank peer of the child was here and was removed, before the split that makes it arrived.
+            let note = Note::Destroy { region: child.id, peer: own.id, conf_ver: u64::MAX };
+            core.note(child.id, note);
+        }
         core.refresh_neighbours();
         Delegate { handle, machine, state: ApplyState::INITIAL }
     }

@@ -86,6 +86,8 @@ pub struct Timing {
     pub purge: Duration,
     /// Silence after which a peer is reported as down.
     pub peer_down: Duration,
+    /// Time without a leader after which a peer is no longer sure that it is one.
+    pub lonely: Duration,
     /// How long hosts support each other, and how often they ask.
     pub support: SupportConfig,
 }
@@ -99,6 +101,7 @@ impl Default for Timing {
             log_gc: Duration::from_secs(5),
             purge: Duration::from_secs(10),
             peer_down: Duration::from_secs(10),
+            lonely: Duration::from_secs(60),
             support: SupportConfig::default(),
         }
     }

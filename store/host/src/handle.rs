@@ -13,12 +13,14 @@ use crossbeam_channel::Sender;
 
 use crate::applied::AppliedIndex;
 use crate::change::{Changed, PeerChange};
+use crate::config::Timing;
 use crate::lease::LeaseBasis;
 use crate::mail::{Command, Mail, MailBox, Note};
 use crate::meta::ApplyState;
 use crate::reads::Confirmed;
 use crate::split::SplitSpec;
 use crate::support::Now;
+use crate::worker::PATROL_TICKS;
 use crate::{Done, Outcome};
 
 /// Bytes of proposals of one host that may be on their way to its workers.
@@ -256,6 +258,18 @@ impl PeerHandle {
 }
 
 impl PeerShared {
+    /// Whether no leader is known for long. A peer whose leader rests hears from it with every patrol; one that does not
+    /// was forgotten.
+    pub fn is_lonely(&self, now: Now, timing: &Timing) -> bool {
+        if self.view.load().leading || self.gone.load(Ordering::Acquire) {
+            return false;
+        }
+        let alone = Now(self.alone_since.load(Ordering::Acquire));
+        let heard = Now(self.leader_heard.load(Ordering::Acquire));
+        let patrols = timing.tick * (2 * PATROL_TICKS as u32);
+        (alone != Now(0) && now.since(alone) >= timing.lonely) || now.since(heard) >= patrols + timing.lonely
+    }
+
     /// A leader spoke.
     pub fn hear_leader(&self, now: Now) {
         self.leader_heard.store(now.0, Ordering::Release);
@@ -265,7 +279,11 @@ impl PeerShared {
     /// See [`PeerHandle::lease`].
     pub fn lease(&self, term: u64, now: Now) -> bool {
         let basis = self.basis.load();
-        basis.term == term && term != 0 && self.applied_term.load(Ordering::Acquire) == term && now < basis.until()
+        !self.gone.load(Ordering::Acquire)
+            && basis.term == term
+            && term != 0
+            && self.applied_term.load(Ordering::Acquire) == term
+            && now < basis.until()
     }
 }
 

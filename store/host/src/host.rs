@@ -7,7 +7,7 @@
 //! | `raft-helper-N` | makes and takes in raft snapshots                                      |
 //! | `log-gc`        | syncs RocksDB's WAL, then lets the log go; gives files back            |
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use braid_proto::id::{ClusterId, Incarnation, RegionId, StoreId};
-use braid_proto::pb::{Domain, RaftFrame, Region};
+use braid_proto::id::{ClusterId, Incarnation, PeerId, RegionId, StoreId};
+use braid_proto::pb::{Domain, RaftFrame, Region, RegionEpoch};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
@@ -57,6 +57,8 @@ pub(crate) struct Core {
     pub machine: Arc<dyn StateMachine>,
     pub transport: Arc<dyn Transport>,
     pub table: Mutex<RegionTable>,
+    /// Peers without region state, by region: they are in no table.
+    pub blanks: Mutex<BTreeMap<u64, PeerHandle>>,
     /// Notified when a reservation in `table` ends.
     pub table_changed: Condvar,
     pub posts: Vec<Post>,
@@ -192,6 +194,7 @@ impl Host {
             machine,
             transport,
             table: Mutex::default(),
+            blanks: Mutex::default(),
             table_changed: Condvar::new(),
             posts,
             snap_dir: snap_dir.clone(),
@@ -246,6 +249,11 @@ impl Host {
             if table.get(region.id).is_some() || new.iter().any(|other| other.id == region.id) {
                 continue;
             }
+            let own = region.peer_on(host).expect("checked").id;
+            if self.core.tombstone(region.id).is_some_and(|buried| buried >= own) {
+                tracing::info!(region = region.id, peer = own, "not created again: this peer was removed from it");
+                continue;
+            }
             let other = table.overlapping(&region.range(), region.id);
             let other = other.or_else(|| new.iter().find(|n| n.range().overlaps(&region.range())).map(|n| n.id));
             if let Some(other) = other {
@@ -287,6 +295,30 @@ impl Host {
     /// The peer whose region holds `key`.
     pub fn handle_at(&self, key: &[u8]) -> Option<PeerHandle> {
         self.core.table.lock().at(key).cloned()
+    }
+
+    /// Peers here that have known no leader for long ([`Timing::lonely`]), with the epoch they have applied (0.0: they
+    /// have no region state): perhaps they were removed while they were away. At most `limit` of them.
+    pub fn lonely(&self, limit: usize) -> Vec<(RegionId, PeerId, RegionEpoch)> {
+        let now = Now::monotonic();
+        let blanks: Vec<PeerHandle> = self.core.blanks.lock().values().cloned().collect();
+        let lonely = |handle: &PeerHandle| handle.0.is_lonely(now, &self.core.env.timing);
+        let entry =
+            |handle: PeerHandle| (RegionId(handle.id()), PeerId(handle.0.peer.id), handle.region().region_epoch());
+        self.handles().into_iter().chain(blanks).filter(lonely).take(limit).map(entry).collect()
+    }
+
+    /// Placement knows that `peer` is no member of `region`, in a configuration after `known`. True: it is being destroyed,
+    /// because what it has applied is at most `known`.
+    pub fn destroy_peer(&self, region: RegionId, peer: PeerId, known: RegionEpoch) -> bool {
+        let handle = self.handle(region).or_else(|| self.core.blanks.lock().get(&region.0).cloned());
+        let Some(handle) = handle.filter(|handle| handle.0.peer.id == peer.0) else { return false };
+        if handle.region().region_epoch().conf_ver > known.conf_ver || handle.0.view.load().leading {
+            return false;
+        }
+        let note = Note::Destroy { region: region.0, peer: peer.0, conf_ver: known.conf_ver };
+        self.core.note(region.0, note);
+        true
     }
 
     /// Where the transport delivers.

@@ -28,6 +28,7 @@ mod applied;
 mod apply;
 mod change;
 pub mod config;
+mod destroy;
 mod error;
 mod gc;
 mod guard;

@@ -246,6 +246,23 @@ pub(crate) enum Note {
         to: u64,
     },
     /// A proposal of this term was refused for want of room.
+    /// The peer is to be destroyed if its region's configuration is no newer than `conf_ver`.
+    Destroy {
+        region: u64,
+        peer: u64,
+        conf_ver: u64,
+    },
+    /// The tombstone of a peer is written, or the peer has become one that stays. `data`: the region that it held.
+    Buried {
+        region: u64,
+        peer: u64,
+        buried: bool,
+        data: Option<Box<Region>>,
+    },
+    /// The data of a destroyed peer is deleted.
+    Cleared {
+        region: u64,
+    },
     GiveUp {
         region: u64,
         term: u64,

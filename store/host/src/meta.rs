@@ -26,7 +26,8 @@ pub const CF_HOST: &str = "host";
 /// | format | new in it                                                                                              |
 /// |--------|--------------------------------------------------------------------------------------------------------|
 /// | 2      | transactions over regions and their rows, ends of history rows, records of leases and their index      |
-pub const FORMAT: u32 = 2;
+/// | 3      | changes of peers in the log, tombstones of removed peers                                               |
+pub const FORMAT: u32 = 3;
 /// Index and term that a region's log begins after. Not 0: a peer at index 0 knows nothing and needs a snapshot, so a
 /// fresh child of a split and an empty peer cannot be confused.
 pub const INITIAL_INDEX: u64 = 5;
@@ -118,6 +119,8 @@ pub enum PeerState {
     Normal = 0,
     /// A raft snapshot is being installed; its data is incomplete.
     Applying = 1,
+    /// It was removed for good; see [`crate::destroy`].
+    Tombstone = 2,
 }
 
 /// A region as this host's peer has applied it.
@@ -136,11 +139,27 @@ pub struct RegionState {
     #[prost(message, optional, tag = "4")]
     pub manifest: Option<SnapshotManifest>,
     /// While `Applying`: the region as it was before, whose data has to go. None: the peer held nothing.
+    /// `Tombstone`: the region whose data has to go. None: nothing is left of it.
     #[prost(message, optional, tag = "5")]
     pub replaced: Option<Region>,
+    /// `Tombstone`: the peer, which never comes back.
+    #[prost(message, optional, tag = "6")]
+    pub own: Option<Peer>,
 }
 
 impl RegionState {
+    /// What stays of a peer that was removed; `data`: its data is still to go.
+    pub fn tombstone(region: Region, own: Peer, data: bool) -> Self {
+        let replaced = data.then(|| region.clone());
+        Self {
+            region: Some(region),
+            state: PeerState::Tombstone as i32,
+            replaced,
+            own: Some(own),
+            ..Default::default()
+        }
+    }
+
     /// A region that takes part.
     pub fn normal(region: Region) -> Self {
         Self { region: Some(region), state: PeerState::Normal as i32, ..Default::default() }

@@ -112,6 +112,10 @@ pub(crate) struct Peer {
     dismissals: Vec<PeerMeta>,
     /// The peer is being destroyed: nothing happens to it any more.
     condemned: bool,
+    /// Configuration in which there is no such peer, heard of while a raft snapshot came in; 0: none.
+    doomed: u64,
+    /// Newest configuration that is known to hold this peer, while it has no region state.
+    member_in: u64,
     ticks: u64,
     /// Ticks since anything happened to it.
     quiet_ticks: u64,
@@ -213,6 +217,8 @@ impl Peer {
             farewells: Vec::new(),
             dismissals: Vec::new(),
             condemned: false,
+            doomed: 0,
+            member_in: 0,
             ticks: 0,
             quiet_ticks: 0,
             greets: false,
@@ -292,9 +298,11 @@ impl Peer {
         if message.from != from.id || message.to != self.peer_id() {
             return;
         }
-        if !self.knows(from, conf_ver) {
+        if self.condemned || !self.knows(from, conf_ver) {
             return;
         }
+        // Who writes to this peer has it in its configuration.
+        self.member_in = self.member_in.max(conf_ver);
         let promised = |host, incarnation| env.support.promised(host, incarnation, now);
         if !self.guard.admits(&message, now.0, promised) {
             metrics::counter!("braid_raft_votes_withheld_total").increment(1);
@@ -475,7 +483,7 @@ impl Peer {
         self.reads.fail();
         self.proposals.abandon();
         if let Some(transfer) = self.transfer.take() {
-            (transfer.done)(Err("this process stops".to_owned()));
+            (transfer.done)(Err("this peer goes away".to_owned()));
         }
     }
 }
@@ -518,7 +526,10 @@ fn admin_entry(admin: &Admin) -> Entry {
 impl Peer {
     /// Proposes a data entry, behind everything proposed before it (rule O3).
     pub fn propose(&mut self, term: u64, data: Bytes, done: Done) {
-        if !self.leads(term) || self.handle.0.refused_term.load(std::sync::atomic::Ordering::Acquire) == term {
+        if self.condemned
+            || !self.leads(term)
+            || self.handle.0.refused_term.load(std::sync::atomic::Ordering::Acquire) == term
+        {
             return done(Outcome::Dropped);
         }
         metrics::counter!("braid_raft_proposals_total").increment(1);

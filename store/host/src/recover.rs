@@ -2,7 +2,7 @@
 //!
 //! 1. Lock the folder, read `IDENT`: a folder of somebody else is refused before anything in it is touched.
 //! 2. Open the log and RocksDB.
-//! 3. For each region state: finish a raft snapshot that was being installed; check that log and data fit together.
+//! 3. For each region state: finish a raft snapshot that was being installed, or the destruction of a peer; check that log and data fit together.
 //!    What does not fit was lost or damaged, and is refused: acknowledged entries may be gone.
 //! 4. Give the process its incarnation, durable.
 //!
@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use braid_proto::key::KeyRange;
 use braid_proto::pb::{Domain, Region};
 use prost::Message as _;
 use rocksdb::{
@@ -23,6 +24,7 @@ use rocksdb::{
 
 use crate::StateMachine;
 use crate::config::HostConfig;
+use crate::destroy::{clear_data, put_cleared};
 use crate::error::OpenError;
 use crate::log::{EngineLog, LogOp, LogStore, LogWrite};
 use crate::meta::{ApplyState, CF_HOST, FORMAT, INITIAL_INDEX, Ident, Key, PeerState, RaftState, RegionState};
@@ -184,7 +186,12 @@ struct Recovery<'a> {
 impl Recovery<'_> {
     fn regions(&self) -> Result<Vec<(Region, ApplyState)>, OpenError> {
         let mut regions: Vec<(Region, ApplyState)> = Vec::new();
+        let mut graves: Vec<(u64, RegionState)> = Vec::new();
         for (id, state) in self.states()? {
+            if state.state() == PeerState::Tombstone {
+                graves.push((id, state));
+                continue;
+            }
             let region = state.region.clone().filter(|region| region.id == id);
             let region = region.ok_or_else(|| self.damaged(format!("the state of r{id} is empty")))?;
             let apply = self.apply_state(id)?;
@@ -193,6 +200,10 @@ impl Recovery<'_> {
             }
             self.check(id, apply)?;
             regions.push((region, apply));
+        }
+        let live: Vec<KeyRange> = regions.iter().map(|(region, _)| region.range()).collect();
+        for (id, state) in graves {
+            self.finish_destruction(id, &state, &live)?;
         }
         let known: Vec<u64> = regions.iter().map(|(region, _)| region.id).collect();
         for id in self.log.regions() {
@@ -268,6 +279,25 @@ impl Recovery<'_> {
             .map_err(|why| OpenError::engine(self.dir, why))?;
         write_normal(self.db, region).map_err(|error| OpenError::engine(self.dir, error))?;
         tracing::info!(region = id, "finished the installation of a raft snapshot");
+        Ok(())
+    }
+
+    /// Steps 2 to 4 of a destruction that a crash interrupted.
+    fn finish_destruction(&self, id: u64, state: &RegionState, live: &[KeyRange]) -> Result<(), OpenError> {
+        let own = state.own.ok_or_else(|| self.damaged(format!("the tombstone of r{id} names no peer")))?;
+        let stored = self.log.raft_state(id).map_err(|error| self.damaged(error.to_string()))?;
+        // A later peer of the region may have voted already; that stays.
+        let later = stored.is_some_and(|stored| stored.peer_id > own.id);
+        if !later && (stored.is_some() || self.log.span(id).is_some()) {
+            let mut write = LogWrite::default();
+            write.push(id, LogOp::Clean);
+            self.log.write(write, true).map_err(|error| OpenError::engine(self.dir, error))?;
+        }
+        if let Some(region) = &state.replaced {
+            clear_data(self.db, self.machine, region, live).map_err(|why| OpenError::engine(self.dir, why))?;
+            put_cleared(self.db, region, own);
+            tracing::info!(region = id, peer = own.id, "finished the destruction of a peer");
+        }
         Ok(())
     }
 

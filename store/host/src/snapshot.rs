@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use braid_proto::pb::{Region, SnapshotFile, SnapshotManifest};
+use braid_proto::pb::{Peer, Region, SnapshotFile, SnapshotManifest};
 use crossbeam_channel::Receiver;
 use prost::Message as _;
 use raft::eraftpb::Snapshot;
@@ -43,8 +43,18 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Work of the helper threads.
 pub(crate) enum HelperTask {
-    Generate { region: u64, peer: u64, to: u64, permit: Permit },
+    Generate {
+        region: u64,
+        peer: u64,
+        to: u64,
+        permit: Permit,
+    },
     Install(Box<Install>),
+    /// Delete what a destroyed peer held.
+    Clear {
+        region: Box<Region>,
+        own: Peer,
+    },
     Stop,
 }
 
@@ -75,6 +85,7 @@ pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<HelperTask>) {
                 core.note(region, Note::Generated { region, peer, to, result });
             }
             HelperTask::Install(install) => take_in(core, *install),
+            HelperTask::Clear { region, own } => crate::destroy::clear_away(core, &region, own),
         }
     }
 }
@@ -181,6 +192,7 @@ pub(crate) fn put_intent(db: &DB, install: &Install, name: &str) -> Result<(), r
         snapshot_dir: name.to_owned(),
         manifest: Some(install.manifest.clone()),
         replaced: install.replaced.clone(),
+        own: None,
     };
     let mut batch = WriteBatch::new();
     batch.put_cf(cf, Key::RegionState(id).encode(), state.encode_to_vec());

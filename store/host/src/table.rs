@@ -18,7 +18,7 @@ pub struct RegionTable {
     regions: HashMap<u64, Slot>,
     /// Initialised regions by their first key.
     by_start: BTreeMap<Bytes, u64>,
-    /// Ranges that raft snapshots are about to bring, by region.
+    /// Ranges that raft snapshots are about to bring, and those of destroyed peers until they are empty, by region.
     reserved: HashMap<u64, KeyRange>,
 }
 
@@ -74,7 +74,19 @@ impl RegionTable {
         self.regions.insert(region.id, Slot { region: shared.unwrap_or_else(|| Arc::new(region)), handle });
     }
 
-    /// Keeps `range` free for a raft snapshot of `region`. False: somebody else is there.
+    /// Takes a region out.
+    pub fn remove(&mut self, region: u64) {
+        if let Some(slot) = self.regions.remove(&region) {
+            self.by_start.remove(&slot.region.start);
+        }
+    }
+
+    /// The ranges of all regions that hold keys of `range`.
+    pub fn ranges_in(&self, range: &KeyRange) -> Vec<KeyRange> {
+        self.by_start.values().map(|id| self.regions[id].region.range()).filter(|held| held.overlaps(range)).collect()
+    }
+
+    /// Keeps `range` free for a raft snapshot of `region`, or until the data of a destroyed peer is deleted. False: somebody else is there.
     pub fn reserve(&mut self, region: u64, range: KeyRange) -> bool {
         if self.overlapping(&range, region).is_some() {
             return false;
@@ -83,7 +95,7 @@ impl RegionTable {
         true
     }
 
-    /// Whether a raft snapshot of `region` is on its way in.
+    /// Whether a raft snapshot of `region` is on its way in, or old data of it on its way out.
     pub fn is_reserved(&self, region: u64) -> bool {
         self.reserved.contains_key(&region)
     }

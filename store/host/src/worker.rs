@@ -31,12 +31,14 @@ use crate::snapshot::{HelperTask, Permit};
 use crate::support::{Now, Standing};
 
 mod births;
+mod deaths;
 mod outbox;
 mod patience;
 mod rounds;
 
 use births::EarlyVotes;
 use patience::Patience;
+pub(crate) use rounds::PATROL_TICKS;
 
 /// Notes, and pieces of mail, taken before raft gets to work on them.
 const DRAIN_MAX: usize = 1024;
@@ -69,6 +71,8 @@ pub(crate) struct Worker {
     label: String,
     next_tick: Instant,
     early_votes: EarlyVotes,
+    /// Regions whose peer here is destroyed and whose data is not deleted yet.
+    dying: BTreeSet<u64>,
     /// Truncations that go with the next log write.
     compactions: Vec<(u64, u64)>,
     next_gc: Instant,
@@ -96,6 +100,7 @@ impl Worker {
             label,
             next_tick: Instant::now(),
             early_votes: EarlyVotes::default(),
+            dying: BTreeSet::new(),
             compactions: Vec::new(),
             next_gc,
             stopping: false,
@@ -189,6 +194,9 @@ impl Worker {
             return;
         }
         let region = letter.region;
+        if self.is_removed(&letter) || letter.gone {
+            return;
+        }
         if !self.peers.contains_key(&region) && !self.conceive(&letter) {
             return self.keep_early(letter, incarnation);
         }
@@ -239,6 +247,9 @@ impl Worker {
             Note::Installed { region, peer, machine, apply } => {
                 if let Some(live) = self.live(region, peer) {
                     live.on_installed(machine, apply);
+                    let doom = live.doom();
+                    self.condemn(region, peer, doom);
+                    self.core.blanks.lock().remove(&region);
                 }
             }
             Note::Generated { region, peer, to, result } => {
@@ -256,6 +267,9 @@ impl Worker {
                     live.on_unreachable(to);
                 }
             }
+            Note::Destroy { region, peer, conf_ver } => self.condemn_by_placement(region, peer, conf_ver),
+            Note::Buried { region, peer, buried, data } => self.on_buried(region, peer, buried, data),
+            Note::Cleared { region } => _ = self.dying.remove(&region),
             Note::GiveUp { region, term } => {
                 if let Some(peer) = self.peers.get_mut(&region) {
                     peer.give_up(term);

@@ -275,5 +275,46 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Gives the peer up if its configuration is older than `conf_ver`, in which it does not exist. True: it is to be
+    /// buried. While a raft snapshot comes in, that has to end first.
+    pub fn condemn(&mut self, conf_ver: u64) -> bool {
+        let known = self.handle.region().region_epoch().conf_ver.max(self.member_in);
+        if self.condemned || known >= conf_ver {
+            return false;
+        }
+        self.give_up_membership(conf_ver)
+    }
+
+    /// The same on the word of placement, which has judged the configuration that this peer has applied.
+    pub fn condemn_by_placement(&mut self, conf_ver: u64) -> bool {
+        if self.condemned || self.is_leader() || self.handle.region().region_epoch().conf_ver > conf_ver {
+            return false;
+        }
+        self.give_up_membership(conf_ver.saturating_add(1))
+    }
+
+    fn give_up_membership(&mut self, conf_ver: u64) -> bool {
+        if self.is_installing() {
+            self.doomed = self.doomed.max(conf_ver);
+            return false;
+        }
+        tracing::info!(region = self.region_id(), peer = self.peer_id(), conf_ver, "this peer was removed");
+        self.condemned = true;
+        self.void_lease();
+        true
+    }
+
+    /// What was heard of while a raft snapshot came in.
+    pub fn doom(&mut self) -> u64 {
+        std::mem::take(&mut self.doomed)
+    }
+
+    /// A blank peer that was about to be destroyed has its region now, or is about to get it.
+    pub fn pardon(&mut self) {
+        self.condemned = false;
+    }
+}
+
 /// How often a removed peer is told so by the leader that removed it.
 const FAREWELLS: u8 = 10;

@@ -27,6 +27,9 @@ pub(crate) struct Transfer {
 
 impl Peer {
     pub fn command(&mut self, command: Command, now: Now, env: &Env) {
+        if self.condemned {
+            return command.refuse("the peer is being destroyed");
+        }
         match command {
             Command::Split { term, spec, done } => self.propose_split(term, spec, done, now),
             Command::Transfer { term, to, done } => match self.begin_transfer(term, to, env) {

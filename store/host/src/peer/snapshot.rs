@@ -102,7 +102,7 @@ impl Peer {
         let conf_ver = letter.conf_ver();
         let Letter { from, message, .. } = letter;
         let listed = manifest.region.as_ref().and_then(|region| region.peer(PeerId(self.peer_id()))).is_some();
-        if self.installing || self.incoming.is_some() || !listed {
+        if self.condemned || self.installing || self.incoming.is_some() || !listed {
             return false;
         }
         let index = message.get_snapshot().get_metadata().index;

@@ -6,6 +6,7 @@
 //! - A message makes an uninitialised peer only if it asks for a vote or comes from a leader that knows nothing of this
 //!   peer, and only if the sender's range overlaps no region here. It votes and takes a snapshot; its votes are durable.
 //! - If the overlap is with the parent that has not applied the split yet, the vote request waits for the child.
+//! - A peer that was destroyed never comes back, and a later one of its region only when its data is gone.
 //! - A split, or creation, replaces the uninitialised peer and keeps its votes.
 
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ impl Worker {
             Origin::Created | Origin::SplitLeader => VoteGuard::new(0, 0),
             Origin::SplitFollower => VoteGuard::new(0, now.plus(core.env.timing.quiet()).0),
         };
+        core.blanks.lock().remove(&region);
         if let Some(mut old) = self.peers.remove(&region) {
             assert!(!old.is_initialised(), "r{region} is created twice");
             if old.peer_id() == handle.peer().id {
@@ -68,6 +70,9 @@ impl Worker {
         let brings = kind == MessageType::MsgSnapshot;
         let Some(shape) = letter.shape.as_ref().filter(|_| asks || greets || brings) else { return false };
         let core = &self.core;
+        if self.dying.contains(&letter.region) || core.tombstone(letter.region).is_some_and(|id| id >= letter.to.id) {
+            return false;
+        }
         {
             let table = core.table.lock();
             // In the table, but not here: it is about to be created.
@@ -85,6 +90,7 @@ impl Worker {
         let region = braid_proto::pb::Region { id: letter.region, ..Default::default() };
         let handle = PeerHandle::new(region, letter.to, None, core.post(letter.region).clone());
         let log = std::sync::Arc::clone(&core.log);
+        core.blanks.lock().insert(letter.region, handle.clone());
         let peer = Peer::uninitialised(&core.env, handle, log, stored, VoteGuard::new(still, still));
         self.peers.insert(letter.region, Box::new(peer));
         true

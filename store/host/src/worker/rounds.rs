@@ -10,7 +10,7 @@ use super::{Now, Worker};
 use crate::support::Standing;
 
 /// Time in which the patrol wakes every sleeper once.
-const PATROL_TICKS: u64 = 6000;
+pub(crate) const PATROL_TICKS: u64 = 6000;
 /// Ticks between two patrols: sleepers are woken in groups, whose messages share frames.
 const PATROL_EVERY: u64 = 60;
 
