@@ -209,7 +209,8 @@ impl Scheduling {
         }
         let heard = |id| presence.has_said_all(id) || presence.silence(id, now) > DISCONNECTED;
         let mut there = state.stores().filter(|record| record.removed.is_none());
-        self.ready |= state.regions_started() && there.all(|record| heard(StoreId(record.store.id)));
+        let ids_at_hand = self.driver.ids_wanted() == 0;
+        self.ready |= state.regions_started() && ids_at_hand && there.all(|record| heard(StoreId(record.store.id)));
     }
 
     fn sync_settings(&mut self, kept: &state::Scheduling, defaults: &Settings) {

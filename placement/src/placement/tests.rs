@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tonic::Request;
 
 use super::*;
+use crate::schedule::Kind;
 use net::{Net, Port};
 use stores::FakeStores;
 
@@ -22,6 +23,8 @@ mod net;
 mod numbering;
 mod operators;
 mod recovery;
+mod removal;
+mod scheduling;
 mod stores;
 mod wire;
 
@@ -71,6 +74,8 @@ impl Group {
         };
         let mut tuning = Tuning::default();
         tuning.timing.tick = Duration::from_millis(20);
+        // Only tests of the schedulers let regions move by themselves.
+        tuning.setup = |setup| setup.paused = Kind::ALL.map(|kind| kind.name().to_owned()).to_vec();
         change(&mut config, &mut tuning);
         let dirs = (1..=members).map(|id| (id, TempDir::new().expect("a folder")));
         let mut group = Self {

@@ -184,7 +184,7 @@ mod tests {
         assert!(named(|config| config.merge_bytes = config.split_bytes / 2).contains("merge-bytes"));
         assert!(named(|config| config.balance_tolerance = f64::NAN).contains("balance-tolerance"));
         assert!(named(|config| config.operators_max = 0).contains("operators-max"));
-        assert!(named(|config| config.order_retry_ms = config.step_ms_max).contains("step-ms-max"));
+        assert!(named(|config| config.order_retry_ms = config.step_ms_max).contains("step-seconds-max"));
         assert!(named(|config| config.space_reserve = 0.95).contains("space-reserve"));
     }
 }

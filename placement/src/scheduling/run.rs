@@ -8,6 +8,7 @@ use tokio::time::MissedTickBehavior;
 use super::carry::carry;
 use super::meters::Meters;
 use crate::leader::Shared;
+use crate::state::State;
 
 /// Orders that are being given at once: each is one call that waits for a store.
 const ORDERS_MAX: usize = 64;
@@ -39,7 +40,8 @@ async fn look(shared: &Shared, term: Term) {
 /// Ids for new peers and regions, ahead of need.
 async fn fetch_ids(shared: &Shared, term: Term) {
     let wanted = shared.memory(term).scheduling.driver.ids_wanted();
-    if wanted == 0 {
+    // Before the cluster has its regions nothing moves.
+    if wanted == 0 || !shared.replica.read(State::regions_started) {
         return;
     }
     match shared.allocate(term, wanted).await {

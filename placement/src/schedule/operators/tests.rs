@@ -40,7 +40,7 @@ fn schedule_keeps_to_one_operator_a_region_and_lets_the_more_urgent_one_go_first
     let repair = moving(&view, 1, 5, Priority::Repair);
     operators.start(repair, &mut view, &config, 5).unwrap();
     let ended = operators.history().next().unwrap();
-    assert_eq!(ended.outcome.to_string(), "cancelled: something more urgent takes its place");
+    assert_eq!(ended.outcome.to_string(), "replaced: o2 is more urgent and took its place");
     assert_eq!(view.region(RegionId(1)).unwrap().goal.as_ref().unwrap().stores, [1, 2, 5].map(StoreId));
     assert!(operators.cancel(RegionId(1), "an operator", &mut view, &config, 6));
     assert!(!operators.cancel(RegionId(1), "an operator", &mut view, &config, 6));
