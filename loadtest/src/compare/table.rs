@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Medians, Outcome, Ratio, RowOutcome, errors, median};
+use super::roles::ROLES;
+use super::{Footprint, Medians, Outcome, Ratio, RowOutcome, errors, median};
 use crate::histogram::Summary;
 use crate::measure::IDLE_WATCHES;
 use crate::report::Report;
@@ -20,21 +21,17 @@ pub fn markdown(outcome: &Outcome) -> String {
         &mut text,
         format_args!(
             "| row | {a} ops/s | {b} ops/s | ratio (min..max) | p50 ms {a} / {b} | p99 ms {a} / {b} \
-         | server CPU µs/op {a} / {b} | client CPU µs/op {a} / {b} |"
+         | server CPU µs/op {a} / {b} | ratio of these | client CPU µs/op {a} / {b} |"
         ),
     );
-    push(&mut text, format_args!("|---|--:|--:|--:|--:|--:|--:|--:|"));
+    push(&mut text, format_args!("|---|--:|--:|--:|--:|--:|--:|--:|--:|"));
     outcome.rows.iter().for_each(|row| push(&mut text, format_args!("{}", line(row))));
-    push(&mut text, format_args!("\n| per member | {a} | {b} | ratio |\n|---|--:|--:|--:|"));
-    let sides = [&outcome.sides[0], &outcome.sides[1]];
-    let mut footprint = |name: &str, bytes: [u64; 2]| {
-        let [x, y] = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20) / *members as f64);
-        push(&mut text, format_args!("| {name} | {x:.0} MiB | {y:.0} MiB | {:.2} |", x / y));
-    };
-    footprint("memory after loading", sides.map(|side| side.loaded.resident_bytes));
-    footprint("memory at the end", sides.map(|side| side.end.resident_bytes));
-    footprint("disk after loading", sides.map(|side| side.loaded.disk_bytes));
-    footprint("disk at the end", sides.map(|side| side.end.disk_bytes));
+    push(
+        &mut text,
+        format_args!("\nRatios above 1 are in favour of {a}: of throughput, or of median latency where it says p50."),
+    );
+    about_roles(&mut text, outcome);
+    about_footprints(&mut text, outcome);
     about_watches(&mut text, outcome);
     about_expiry(&mut text, outcome);
     notes(&mut text, outcome);
@@ -43,20 +40,93 @@ pub fn markdown(outcome: &Outcome) -> String {
 
 fn line(row: &RowOutcome) -> String {
     let [a, b] = &row.medians;
-    let pair = |figure: fn(&Medians) -> f64, digits: usize| format!("{:.digits$} / {:.digits$}", figure(a), figure(b));
+    let pair = |figure: fn(&Medians) -> f64, digits: usize| match figure(a).is_nan() && figure(b).is_nan() {
+        true => "–".to_owned(),
+        false => format!("{:.digits$} / {:.digits$}", figure(a), figure(b)),
+    };
+    let cpu_ratio = match row.server_cpu_ratio.median {
+        ratio if ratio.is_nan() => "–".to_owned(),
+        ratio => format!("{ratio:.2}"),
+    };
     format!(
-        "| {} | {:.0} | {:.0} | {:.2} ({:.2}..{:.2}) | {} | {} | {} | {} |",
+        "| {} | {} | {} | {:.2} ({:.2}..{:.2}){} | {} | {} | {} | {} | {} |",
         row.row,
-        a.operations_per_second,
-        b.operations_per_second,
+        rate(a.operations_per_second),
+        rate(b.operations_per_second),
         row.ratio.median,
         row.ratio.min,
         row.ratio.max,
+        row.yardstick.note(),
         pair(|medians| medians.p50_us / 1e3, 2),
         pair(|medians| medians.p99_us / 1e3, 2),
         pair(|medians| medians.server_cpu_us_per_operation, 1),
+        cpu_ratio,
         pair(|medians| medians.client_cpu_us_per_operation, 1),
     )
+}
+
+/// Operations per second; few of them with a digit more.
+fn rate(per_second: f64) -> String {
+    match per_second < 100.0 {
+        true => format!("{per_second:.1}"),
+        false => format!("{per_second:.0}"),
+    }
+}
+
+/// Where the servers' CPU time goes, of a side whose threads tell.
+fn about_roles(text: &mut String, outcome: &Outcome) {
+    for (number, side) in outcome.sides.iter().enumerate() {
+        let of = |row: &RowOutcome, role| row.medians[number].server_cpu_us_by_role.get(role).copied();
+        let told: Vec<_> =
+            ROLES.into_iter().filter(|&role| outcome.rows.iter().any(|row| of(row, role).is_some())).collect();
+        if told.len() < 2 {
+            continue;
+        }
+        push(text, format_args!("\n| server CPU µs/op of {} | {} |", side.name, told.join(" | ")));
+        push(text, format_args!("|---|{}", "--:|".repeat(told.len())));
+        for row in outcome.rows.iter().filter(|row| !row.medians[number].server_cpu_us_by_role.is_empty()) {
+            let cells: Vec<_> = told.iter().map(|&role| format!("{:.1}", of(row, role).unwrap_or(0.0))).collect();
+            push(text, format_args!("| {} | {} |", row.row, cells.join(" | ")));
+        }
+    }
+}
+
+/// With fewer keys, in millions, memory and disk are mostly what an empty server takes: no figure for a million follows.
+const MILLIONS_MIN: f64 = 0.1;
+
+/// Memory and disk of a member, as they are and for each million of keys.
+fn about_footprints(text: &mut String, outcome: &Outcome) {
+    let [a, b] = [&outcome.sides[0], &outcome.sides[1]];
+    let millions = outcome.keys as f64 / 1e6;
+    push(
+        text,
+        format_args!(
+            "\n| per member | {} | {} | ratio | per million keys |\n|---|--:|--:|--:|--:|\n\
+             | keys loaded per second (cluster) | {:.0} | {:.0} | {:.2} | |",
+            a.name,
+            b.name,
+            a.load_puts_per_second,
+            b.load_puts_per_second,
+            a.load_puts_per_second / b.load_puts_per_second
+        ),
+    );
+    let mut footprint = |name: &str, of: [Option<u64>; 2]| {
+        let [Some(x), Some(y)] = of else { return };
+        let [x, y] = [x, y].map(|bytes| bytes as f64 / f64::from(1 << 20) / outcome.members as f64);
+        let per_million = match millions >= MILLIONS_MIN {
+            true => format!("{:.0} / {:.0} MiB", x / millions, y / millions),
+            false => "–".to_owned(),
+        };
+        push(text, format_args!("| {name} | {x:.0} MiB | {y:.0} MiB | {:.2} | {per_million} |", x / y));
+    };
+    let memory = |of: Footprint| of.resident_bytes;
+    let disk = |of: Footprint| of.disk_bytes;
+    footprint("memory after loading", [a, b].map(|side| Some(memory(side.loaded))));
+    footprint("memory at the end", [a, b].map(|side| Some(memory(side.end))));
+    footprint("memory after restarts", [a, b].map(|side| side.restarted.map(memory)));
+    footprint("disk after loading", [a, b].map(|side| Some(disk(side.loaded))));
+    footprint("disk at the end", [a, b].map(|side| Some(disk(side.end))));
+    footprint("disk after restarts", [a, b].map(|side| side.restarted.map(disk)));
 }
 
 /// What a row means that is about watches, and what watches cost that see nothing.

@@ -2,7 +2,7 @@ use super::table::markdown;
 use super::*;
 use crate::histogram::Summary;
 use crate::report::Watching;
-use crate::watch::Shape;
+use crate::watch::{Scenario, Shape};
 
 fn report(operations_per_second: f64, p50_us: f64) -> Report {
     Report {
@@ -11,39 +11,28 @@ fn report(operations_per_second: f64, p50_us: f64) -> Report {
         connections: 8,
         keys: 10,
         value_bytes: 1,
-        rate: None,
         seconds: 1.0,
         operations: operations_per_second as u64,
         operations_per_second,
         latency: Summary { p50_us, p99_us: 2.0 * p50_us, ..Summary::default() },
-        kinds: BTreeMap::new(),
-        errors: BTreeMap::new(),
-        unfinished: 0,
-        backlog: None,
-        lateness: None,
         client_cpu_us_per_operation: 10.0,
         server_cpu_us_per_operation: Some(100.0),
-        server_cpu_us_by_threads: BTreeMap::new(),
-        watching: None,
-        expired: None,
+        ..Report::default()
     }
 }
 
 fn outcome(rounds: Vec<[Report; 2]>) -> Outcome {
     let footprint = Footprint { resident_bytes: 3 << 20, disk_bytes: 6 << 20 };
-    let side = |name: &str| Side { name: name.into(), version: "1".into(), loaded: footprint, end: footprint };
-    let rows = vec![summarize("put:64".parse().unwrap(), rounds)];
+    let side = |name: &str| Side {
+        name: name.into(),
+        version: "1".into(),
+        load_puts_per_second: 1.0,
+        loaded: footprint,
+        end: footprint,
+        restarted: None,
+    };
+    let rows = if rounds.is_empty() { Vec::new() } else { vec![summarize("put:64".parse().unwrap(), rounds)] };
     Outcome { cpus: 2, members: 3, keys: 10, value_bytes: 1, sides: [side("braid"), side("etcd")], rows }
-}
-
-#[test]
-fn rows_are_read_as_they_are_written() {
-    for text in ["put:64", "get-serializable:1", "watch-fanout:100", "put-idle-watchers:64"] {
-        assert_eq!(text.parse::<Row>().unwrap().to_string(), text);
-    }
-    for bad in ["put", "put:0", "put:x", "push:1", ""] {
-        assert!(bad.parse::<Row>().is_err(), "{bad}");
-    }
 }
 
 #[test]
@@ -71,8 +60,8 @@ fn the_table_shows_both_sides_and_hides_no_failure() {
     assert_eq!(outcome.failed(), 5);
     let text = markdown(&outcome);
     for want in [
-        "| put:64 | 10000 | 5000 | 2.00 (2.00..2.00) | 1.00 / 2.00 | 2.00 / 4.00 | 100.0 / 100.0 | 10.0 / 10.0 |",
-        "| disk at the end | 2 MiB | 2 MiB | 1.00 |",
+        "| put:64 | 10000 | 5000 | 2.00 (2.00..2.00) | 1.00 / 2.00 | 2.00 / 4.00 | 100.0 / 100.0 | 1.00 | 10.0 / 10.0 |",
+        "| disk at the end | 2 MiB | 2 MiB | 1.00 | – |",
         "put:64 on etcd: 3 operations failed: Unavailable: gone",
         "put:64 on etcd: 2 clients never got an answer",
     ] {
@@ -81,11 +70,46 @@ fn the_table_shows_both_sides_and_hides_no_failure() {
 }
 
 #[test]
-fn the_number_of_a_latency_row_is_its_rate() {
-    let load = |row: &str| row.parse::<Row>().unwrap().load();
-    assert_eq!(load("watch-latency:500"), (LATENCY_WATCHES, Some(500.0)));
-    assert_eq!(load("watch-fanout:500"), (500, None));
-    assert_eq!(load("put:64"), (64, None));
+fn rows_at_a_rate_are_compared_by_latency() {
+    let row = summarize("watch-latency:300".parse().unwrap(), vec![[report(300.0, 1_000.0), report(300.0, 3_000.0)]]);
+    assert_eq!((row.yardstick, row.ratio.median), (Yardstick::Latency, 3.0));
+    let text = markdown(&Outcome { rows: vec![row], ..outcome(Vec::new()) });
+    assert!(text.contains("| 3.00 (3.00..3.00) p50 |"), "{text}");
+}
+
+#[test]
+fn the_table_says_where_cpu_goes_if_threads_tell() {
+    let mut a = report(100.0, 1.0);
+    let groups = [("raft", 20.0), ("raft-helper", 5.0), ("tokio-rt-worker", 70.0)];
+    a.server_cpu_us_by_threads = groups.map(|(name, time)| (name.to_owned(), time)).into();
+    let mut b = report(100.0, 1.0);
+    b.server_cpu_us_by_threads = BTreeMap::from([("etcd".to_owned(), 99.0)]);
+    let text = markdown(&outcome(vec![[a, b]]));
+    for want in ["| server CPU µs/op of braid | proxy and services | raft |", "| put:64 | 70.0 | 25.0 |"] {
+        assert!(text.contains(want), "{want:?} is missing in\n{text}");
+    }
+    assert!(!text.contains("µs/op of etcd |"), "{text}");
+}
+
+#[test]
+fn footprints_are_told_for_each_million_of_keys() {
+    let mut outcome = outcome(Vec::new());
+    outcome.keys = 500_000;
+    outcome.sides[0].restarted = Some(Footprint { resident_bytes: 9 << 20, disk_bytes: 6 << 20 });
+    let text = markdown(&outcome);
+    assert!(text.contains("| memory after loading | 1 MiB | 1 MiB | 1.00 | 2 / 2 MiB |"), "{text}");
+    assert!(!text.contains("after restarts"), "only one side was restarted:\n{text}");
+    outcome.keys = 1_000;
+    let text = markdown(&outcome);
+    assert!(text.contains("| memory after loading | 1 MiB | 1 MiB | 1.00 | – |"), "{text}");
+}
+
+#[test]
+fn the_chart_has_a_bar_for_each_row() {
+    let picture = chart::of(&outcome(vec![[report(10_000.0, 1.0), report(5_000.0, 1.0)]]));
+    for want in ["braid over etcd", "put:64", "2.00× (2.00..2.00)"] {
+        assert!(picture.contains(want), "{want:?} is missing in\n{picture}");
+    }
 }
 
 #[test]
