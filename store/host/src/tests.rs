@@ -4,6 +4,7 @@ mod basics;
 mod changes;
 mod chaos;
 mod cluster;
+mod destroyed;
 mod folders;
 mod kv;
 mod leases;

@@ -128,6 +128,11 @@ impl Cluster {
         node.host.shutdown();
     }
 
+    /// Whether `host` says so of its peer of region 1, or of what became of it.
+    pub fn heard(&self, host: u64, event: &super::kv::Event) -> bool {
+        self.nodes[&host].kv.regions.get(&1).is_some_and(|region| region.events.lock().contains(event))
+    }
+
     pub fn handle(&self, host: u64, region: u64) -> Option<PeerHandle> {
         self.nodes.get(&host)?.host.handle(RegionId(region))
     }

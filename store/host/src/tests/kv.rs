@@ -64,6 +64,7 @@ pub enum Event {
     Leader(u64),
     Follower(u64),
     Region(u64),
+    Destroyed,
 }
 
 impl StateMachine for Kv {
@@ -144,5 +145,9 @@ impl RegionMachine for KvRegion {
 
     fn approximate_size(&self) -> (u64, u64) {
         (0, 0)
+    }
+
+    fn on_destroyed(&self) {
+        self.events.lock().push(Event::Destroyed);
     }
 }

@@ -136,3 +136,8 @@ impl Transport for Port {
 pub fn is(message: &Message, kind: MessageType) -> bool {
     message.get_msg_type() == kind
 }
+
+/// Whether it is no raft message but tells a peer that it was removed.
+pub fn dismisses(message: &Message) -> bool {
+    is(message, MessageType::MsgHup) && message.from == 0
+}
