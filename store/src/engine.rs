@@ -36,6 +36,7 @@ mod point;
 mod recent;
 mod region;
 mod scan;
+mod size;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ pub use key::{ATTACHED, EVENTS, HISTORY, LATEST, LEASES, LOCKS, StoredKey};
 pub use options::{EngineOptions, column_families, data_ranges};
 pub use point::Unread;
 pub use region::RegionData;
+pub use size::NoHalf;
 pub use snapshot::Snapshot;
 
 use braid_store_core::view::Damaged;

@@ -10,20 +10,27 @@ use braid_host::{ChangeRefused, Host, Outcome, PeerChange, SplitSpec};
 use braid_proto::id::{PeerId, RegionId, StoreId, Term};
 use braid_proto::key::TAG_USER;
 use braid_proto::pb::change_peers_request::Change;
+use braid_proto::pb::split_region_request::By;
 use braid_proto::pb::{
     ChangePeersRequest, ChangePeersResponse, CreateRegionsResponse, Refusal, Region, SplitRegionRequest,
     SplitRegionResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
+use braid_store_core::load::Unsplit;
 use braid_store_core::pipeline::{busy, timed_out, unknown};
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
+use crate::engine::NoHalf;
 use crate::machine::Regions;
 use crate::region::RegionPeer;
 
 /// How long a barrier may take to stand, and a change to be applied, before the order is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a region has no half.
+const TOO_SMALL: &str = "the region is too small to split: no key of user data has a part of its data before it";
 
 /// Carries out placement's orders on one store.
 pub struct Orders {
@@ -63,8 +70,14 @@ impl Orders {
         CreateRegionsResponse { failed }
     }
 
-    /// Splits `region` at the key of `request`.
-    pub async fn split(&self, region: Arc<RegionPeer>, request: SplitRegionRequest) -> SplitRegionResponse {
+    /// Splits `region` at the key of `request`, or where it is to be found.
+    pub async fn split(&self, region: Arc<RegionPeer>, mut request: SplitRegionRequest) -> SplitRegionResponse {
+        if request.split_key.is_empty() {
+            request.split_key = match self.split_key(&region, &request).await {
+                Ok(key) => key,
+                Err(refused) => return *refused,
+            };
+        }
         let current = region.handle().region();
         if let Err(invalid) = check_split(&current, &request) {
             return SplitRegionResponse { invalid, ..Default::default() };
@@ -93,6 +106,51 @@ impl Orders {
                 let refusal = Some(timed_out("the split was proposed, and may still happen"));
                 SplitRegionResponse { refusal, ..Default::default() }
             }
+        }
+    }
+
+    /// Where to split a region that this store leads.
+    async fn split_key(
+        &self,
+        region: &Arc<RegionPeer>,
+        request: &SplitRegionRequest,
+    ) -> Result<Bytes, Box<SplitRegionResponse>> {
+        let invalid =
+            |invalid: &str| Box::new(SplitRegionResponse { invalid: invalid.to_owned(), ..Default::default() });
+        let refused = |refusal| Box::new(SplitRegionResponse { refusal: Some(refusal), ..Default::default() });
+        // Before the work: only the leader knows the load, and what it finds is of use for this epoch only.
+        if region.with(|pipeline, _| pipeline.leading()).is_none() {
+            return Err(refused(region.not_leader()));
+        }
+        if request.epoch != region.handle().region().epoch {
+            return Err(refused(region.epoch_mismatch()));
+        }
+        match By::try_from(request.by) {
+            Ok(By::Load) => {
+                let range = region.handle().region().range();
+                let found = region.load().middle(&range, region.shared().now());
+                found.map_err(|why| match why {
+                    Unsplit::Idle => invalid("there is too little load to tell where half of it lies"),
+                    Unsplit::OneKey => invalid("all load is on one key: a split would not spread it"),
+                    Unsplit::Moving => invalid(
+                        "the load moves on through the keys in order: a split would leave all of it on one side",
+                    ),
+                })
+            }
+            Ok(By::Size) => {
+                let searched = Arc::clone(region);
+                let found = tokio::task::spawn_blocking(move || searched.data().half()).await;
+                match found {
+                    Ok(Ok(key)) => Ok(key),
+                    Ok(Err(NoHalf::TooSmall)) => Err(invalid(TOO_SMALL)),
+                    Ok(Err(NoHalf::Damaged(damage))) => {
+                        region.poison(&damage.0);
+                        Err(refused(busy("the region's data cannot be read here")))
+                    }
+                    Err(error) => Err(refused(timed_out(&format!("the search for a key was given up: {error}")))),
+                }
+            }
+            Err(_) => Err(invalid("the request asks for a kind of split that this version does not know")),
         }
     }
 

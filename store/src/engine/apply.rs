@@ -95,7 +95,9 @@ impl RegionData {
         let Rows { mut batch, superseded, .. } = rows;
         locks::write(&self.db, locks, &mut batch);
         leases::write(&self.db, leases, &mut batch);
-        self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
+        let bytes = batch.size_in_bytes() as u64;
+        let rows = changes.len() as u64;
+        self.written.lock().add(bytes, rows, self.boundary.wrote(rows));
         let grown = {
             let mut inner = self.inner.write();
             self.db.write(batch).map_err(|error| Damaged(format!("a batch cannot be written: {error}")))?;

@@ -15,7 +15,7 @@
 //! - Filters ignore RocksDB's snapshots. Readers compare with the boundary after their last read, not before (rule C2).
 
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use braid_store_core::view::Damaged;
@@ -39,6 +39,9 @@ pub struct Boundary {
     db: OnceLock<Arc<DB>>,
     /// Held while the row is written.
     writing: Mutex<()>,
+    /// Rows of live records that the store's regions have written since the start: see `size`. No matter of the boundary, but
+    /// this is what all regions of a store share.
+    written: AtomicU64,
 }
 
 impl Boundary {
@@ -57,6 +60,17 @@ impl Boundary {
         }
         _ = self.db.set(Arc::clone(db));
         Ok(())
+    }
+
+    /// A region writes `rows` of live records; returns the position of the last of them among all that the store's regions
+    /// have written.
+    pub(super) fn wrote(&self, rows: u64) -> u64 {
+        self.written.fetch_add(rows, Ordering::Relaxed) + rows
+    }
+
+    /// Rows of live records that the store's regions have written since the start.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// The boundary in use. Readers ask after their last read.

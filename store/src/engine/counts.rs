@@ -65,6 +65,9 @@ impl RegionData {
         let counts = before.counts.clone().filter(|_| before.range.contains_range(&range));
         // Nothing is applied meanwhile: both are called by one thread.
         let counts = counts.and_then(|counts| cut(counts, &before.range, &range, &Reader::now(&self.db)).ok());
+        if before.range.contains_range(&range) {
+            self.written.lock().halve();
+        }
         let mut inner = self.inner.write();
         let published = Arc::make_mut(&mut inner.published);
         published.range = range;

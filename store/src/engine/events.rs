@@ -96,6 +96,7 @@ impl RegionData {
         if !self.newborn {
             return;
         }
+        self.inherit_written(parent);
         let theirs = std::sync::Arc::clone(&parent.inner.read().published);
         let mut inner = self.inner.write();
         std::sync::Arc::make_mut(&mut inner.published).recent = theirs.recent.clone();

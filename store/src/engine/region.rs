@@ -8,7 +8,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::AtomicI64;
 
 use braid_proto::id::{RegionId, Revision};
 use braid_proto::key::KeyRange;
@@ -24,6 +24,7 @@ use super::key::{self, EVENTS, HISTORY, LATEST, StoredKey};
 use super::locks::Locks;
 use super::recent::Recent;
 use super::scan::Reader;
+use super::size::Written;
 use super::snapshot::Snapshot;
 use super::unreadable;
 
@@ -66,8 +67,8 @@ pub struct RegionData {
     pub(super) ceiling: AtomicI64,
     /// Held by whoever builds the counts.
     pub(super) counting: Mutex<()>,
-    /// Bytes written since the start: what may still lie in memtables.
-    pub(super) written_bytes: AtomicU64,
+    /// What was written here, of which some may still lie in memtables.
+    pub(super) written: Mutex<Written>,
     /// Whether this is the child of a split that happened just now.
     pub(super) newborn: bool,
     /// Why the data cannot be used at all; every read says so.
@@ -110,7 +111,7 @@ impl RegionData {
             inner: RwLock::new(Inner { published: Arc::new(published), deltas: None, locks }),
             ceiling: AtomicI64::new(applied.max(events.mark)),
             counting: Mutex::new(()),
-            written_bytes: AtomicU64::new(0),
+            written: Mutex::default(),
             newborn: events.newborn,
             damage,
         }
@@ -152,47 +153,10 @@ impl RegionData {
         Arc::make_mut(&mut self.inner.write().published).recent.clear();
     }
 
-    /// Approximate bytes on disk, and keys, for reports.
-    pub fn approximate_size(&self) -> (u64, u64) {
-        let published = Arc::clone(&self.inner.read().published);
-        let latest = self.file_bytes(LATEST, &published.range.start, &published.range.end);
-        let (history_start, history_end) = key::history_range(&published.range);
-        let history = self.file_bytes(HISTORY, &history_start, &history_end);
-        let in_memory = self.number_of(LATEST, MEMTABLES) + self.number_of(HISTORY, MEMTABLES);
-        let bytes = latest + history + self.written_bytes.load(Ordering::Relaxed).min(in_memory);
-        let keys = match &published.counts {
-            Some(counts) => counts.total(),
-            None => self.estimated_keys(latest),
-        };
-        (bytes, keys)
-    }
-
-    /// The store's estimate of live keys, by this region's part of the files.
-    fn estimated_keys(&self, latest_bytes: u64) -> u64 {
-        let (keys, files) = (self.number_of(LATEST, KEYS), self.number_of(LATEST, FILES));
-        if files == 0 { keys } else { (u128::from(keys) * u128::from(latest_bytes) / u128::from(files)) as u64 }
-    }
-
-    fn file_bytes(&self, family: &str, start: &[u8], end: &[u8]) -> u64 {
-        // No key begins with a byte this high: tags of internal keys are small.
-        let end = if end.is_empty() { &[0xff; 8] } else { end };
-        let family = Reader::now(&self.db).family(family);
-        self.db.get_approximate_sizes_cf(family, &[rocksdb::Range::new(start, end)]).into_iter().sum()
-    }
-
-    fn number_of(&self, family: &str, property: &str) -> u64 {
-        let family = Reader::now(&self.db).family(family);
-        self.db.property_int_value_cf(family, property).ok().flatten().unwrap_or(0)
-    }
-
     pub(super) fn sound(&self) -> Result<(), Damaged> {
         self.damage.clone().map_or(Ok(()), Err)
     }
 }
-
-const MEMTABLES: &str = "rocksdb.cur-size-all-mem-tables";
-const KEYS: &str = "rocksdb.estimate-num-keys";
-const FILES: &str = "rocksdb.live-sst-files-size";
 
 /// What the events of a region say at start.
 struct Events {
