@@ -4,6 +4,8 @@
 const MIB: u64 = 1 << 20;
 /// A minute in milliseconds.
 const MINUTE: u64 = 60_000;
+/// Shortest silence after which replicas are rebuilt: before that a store is given replicas itself.
+const STORE_DOWN_MIN: u64 = 5_000;
 /// Most operators at once: each is looked at every second.
 const OPERATORS_MAX: usize = 10_000;
 /// Most that have ended and are remembered: each takes a few hundred bytes.
@@ -157,6 +159,11 @@ impl Config {
             if count > most {
                 return Err(format!("{name} must be at most {most}"));
             }
+        }
+        if self.store_down_ms_max < STORE_DOWN_MIN {
+            return wrong(
+                "store-down-seconds-max must be at least 5: a store that is silent for less may only be slow",
+            );
         }
         if self.step_ms_max <= self.order_retry_ms {
             return wrong("step-seconds-max must be longer than order-retry-seconds, or no order is given twice");

@@ -17,7 +17,7 @@ use braid_proto::pb::{Region, RegionEpoch};
 use super::Config;
 use super::plan::Plan;
 use super::step::{Shape, Step};
-use super::view::{RegionView, View};
+use super::view::{RegionView, StoreView, View};
 
 #[cfg(test)]
 mod tests;
@@ -150,6 +150,11 @@ impl Operator {
         self.epoch = epoch;
         if !self.is_expected(step, region) {
             return Progress::Failed(format!("the peers of {} were changed by somebody else", self.plan.region));
+        }
+        if let Step::AddLearner { store, .. } = step
+            && !view.store(*store).is_some_and(StoreView::may_come_back)
+        {
+            return Progress::Failed(format!("{store}, which was to get a replica, is down"));
         }
         let patience = if step.copies() {
             // 1 MiB per second is slow for any disk or network that serves.

@@ -246,11 +246,11 @@ mod tests {
 
     #[test]
     fn values_are_read_with_their_units() {
-        let values = [("split-bytes", "1GiB"), ("store-down-seconds-max", "2.5"), ("location-labels", "dc, host")];
+        let values = [("split-bytes", "1GiB"), ("store-down-seconds-max", "7.5"), ("location-labels", "dc, host")];
         let settings = Settings::default().with(values).unwrap();
-        assert_eq!((settings.config.split_bytes, settings.config.store_down_ms_max), (1 << 30, 2_500));
+        assert_eq!((settings.config.split_bytes, settings.config.store_down_ms_max), (1 << 30, 7_500));
         assert_eq!(settings.location_labels, ["dc", "host"]);
-        assert_eq!(Setting::named("store-down-seconds-max").unwrap().value(&settings), "2.5");
+        assert_eq!(Setting::named("store-down-seconds-max").unwrap().value(&settings), "7.5");
     }
 
     #[test]

@@ -82,7 +82,8 @@ impl World {
             Err(_) => {
                 let (balance, schedulers) = (self.balance().await, self.schedulers().await);
                 let said: Vec<_> = schedulers.schedulers.iter().map(|one| (&one.name, &one.said)).collect();
-                panic!("not seen in {LIMIT:?}, {last:?} rounds: {what}\n{balance:?}\n{said:#?}")
+                let operators = self.operators(false).await;
+                panic!("not seen in {LIMIT:?}, {last:?} rounds: {what}\n{balance:?}\n{said:#?}\n{operators:#?}")
             }
         }
     }
@@ -198,7 +199,7 @@ async fn a_store_that_joins_gets_its_share_and_then_nothing_moves() {
 async fn replicas_of_a_store_that_is_down_for_long_are_rebuilt_and_health_says_so_meanwhile() {
     let world = World::start(1, 4, lively).await;
     world.until_balanced().await;
-    assert_eq!(world.schedule(&[], &[], &[("store-down-seconds-max", "1")]).await, "");
+    assert_eq!(world.schedule(&[], &[], &[("store-down-seconds-max", "6")]).await, "");
     let lost = world.ids[0];
     assert!(world.group.stores.held(lost) > 0);
     world.group.stores.take_down(lost);

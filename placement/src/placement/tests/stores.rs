@@ -380,6 +380,9 @@ impl StoreOrders for FakeStores {
         _: Duration,
     ) -> Answer<TransferLeaderResponse> {
         self.answer(store, |inner| match inner.check(store.id, request.region_id, request.epoch) {
+            Ok(_) if inner.down.contains(&request.to_store) => {
+                TransferLeaderResponse { refusal: None, failed: "the target does not answer".into() }
+            }
             Ok(led) => {
                 let moved = Led { leader: request.to_store, term: led.term + 1, ..led };
                 inner.regions.insert(request.region_id, moved);

@@ -114,6 +114,11 @@ impl StoreView {
         self.state == StoreState::Up
     }
 
+    /// Whether it is heard, or was not long ago.
+    pub fn may_come_back(&self) -> bool {
+        matches!(self.state, StoreState::Up | StoreState::Disconnected { .. })
+    }
+
     /// Whether it may be given leaders and replicas, apart from limits and space.
     pub fn is_in_service(&self) -> bool {
         self.is_up() && self.draining.is_none()
