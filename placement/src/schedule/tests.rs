@@ -1,5 +1,6 @@
 //! Whole sets of schedulers on simulated clusters, from many starts, with lost orders and dying stores.
 
+mod flat;
 mod growth;
 mod load;
 mod repair;
