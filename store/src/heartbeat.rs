@@ -6,8 +6,8 @@ use std::time::Duration;
 use braid_host::Host;
 use braid_host::transport::AddressBook;
 use braid_placement_client::PlacementClient;
-use braid_proto::id::{ClusterId, StoreId};
-use braid_proto::pb::{Domain, Store, StoreHeartbeatRequest, StoreStats};
+use braid_proto::id::{ClusterId, PeerId, RegionId, StoreId};
+use braid_proto::pb::{Domain, LonelyPeer, RegionEpoch, Store, StoreHeartbeatRequest, StoreStats};
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -21,6 +21,11 @@ use crate::reports::Reports;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long one heartbeat looks for a placement leader.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Lonely peers that one heartbeat names; the others have their turn once these are told what they are.
+const LONELY_MAX: usize = 64;
+/// Only one heartbeat of so many looks for them: it is a look at every peer.
+const LONELY_BEATS: u64 = 4;
 
 /// What the heartbeat task needs.
 pub struct Heartbeat {
@@ -44,6 +49,8 @@ pub struct Heartbeat {
     pub addresses: AddressBook,
     /// What placement knows of the regions.
     pub reports: Reports,
+    /// Heartbeats that were tried.
+    pub beats: u64,
 }
 
 impl Heartbeat {
@@ -72,6 +79,8 @@ impl Heartbeat {
         // If this does not arrive, the next one is full.
         let leaders = self.reports.gather(&self.regions, &self.shared, full);
         let stats = self.stats();
+        self.beats += 1;
+        let lonely = if self.beats.is_multiple_of(LONELY_BEATS) { self.lonely() } else { Vec::new() };
         let request = StoreHeartbeatRequest {
             cluster_id: self.cluster_id.0,
             store_id: self.store_id.0,
@@ -80,11 +89,12 @@ impl Heartbeat {
             leaders,
             full,
             dropped_below: self.compaction.dropped_below(),
-            lonely: Vec::new(),
+            lonely,
         };
         match self.placement.store_heartbeat(request, tokio::time::Instant::now() + PATIENCE).await {
             Ok(answer) => {
                 self.learn(&answer.stores);
+                self.destroy(&answer.gone);
                 self.look(answer.compacted, answer.drop_below);
                 if !answer.failed.is_empty() {
                     tracing::error!(store = %self.store_id, why = answer.failed, "placement refuses this store");
@@ -113,6 +123,27 @@ impl Heartbeat {
             regions,
             leaders: leaders as u32,
             heard_revision: self.shared.numbers.heard().1,
+        }
+    }
+
+    /// Peers that may have been removed while they were away.
+    fn lonely(&self) -> Vec<LonelyPeer> {
+        let lonely = self.host.lonely(LONELY_MAX).into_iter();
+        let told = |(region, peer, epoch): (RegionId, PeerId, RegionEpoch)| LonelyPeer {
+            region_id: region.0,
+            peer_id: peer.0,
+            epoch: Some(epoch),
+        };
+        lonely.map(told).collect()
+    }
+
+    /// Destroys peers that belong to no region any more.
+    fn destroy(&self, gone: &[LonelyPeer]) {
+        for peer in gone {
+            let (region, id) = (RegionId(peer.region_id), PeerId(peer.peer_id));
+            if self.host.destroy_peer(region, id, peer.epoch.unwrap_or_default()) {
+                tracing::info!(%region, peer = %id, "destroyed: placement knows the region without this peer");
+            }
         }
     }
 

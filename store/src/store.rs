@@ -177,6 +177,7 @@ impl Store {
             placement,
             addresses,
             reports: Reports::default(),
+            beats: 0,
         };
         let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
         let rounds = tokio::spawn(watch::run(Arc::clone(&publisher), stopped.clone()));
