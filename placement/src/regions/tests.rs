@@ -146,3 +146,31 @@ fn a_store_that_said_everything_leads_nothing_else() {
     assert_eq!(map.get(RegionId(1)).map(Known::leader_store), Some(StoreId::INVALID));
     assert_eq!(map.get(RegionId(2)).map(Known::leader_store), Some(StoreId(2)));
 }
+
+#[test]
+fn a_peer_is_gone_only_if_a_store_has_said_so_in_this_leaders_time() {
+    let lonely = |region_id, peer_id, conf_ver| LonelyPeer {
+        region_id,
+        peer_id,
+        epoch: Some(RegionEpoch { conf_ver, version: 1 }),
+    };
+    let mut map = RegionMap::begin_with([region(1, "", "m", 1), region(2, "m", "", 1)]);
+    assert!(!map.is_gone(&lonely(1, 99, 0)), "what the cluster began with is not what there is");
+    let mut changed = report(1, "", "m", 1, 5);
+    changed.region.as_mut().unwrap().epoch = Some(RegionEpoch { conf_ver: 4, version: 1 });
+    let member = changed.region.as_ref().unwrap().peers[0].id;
+    assert_eq!(map.take(changed), Taken::New);
+    assert!(map.is_gone(&lonely(1, 99, 3)) && map.is_gone(&lonely(1, 99, 0)));
+    assert!(!map.is_gone(&lonely(1, 99, 4)), "it may know more than this leader");
+    assert!(!map.is_gone(&lonely(1, member, 0)), "it is a member");
+    assert!(!map.is_gone(&lonely(3, 99, 0)), "nothing is known of that region");
+    // Cut and merged: only who is covered by another one has ended.
+    map.take(report(4, "f", "m", 2, 5));
+    assert!(!map.is_gone(&lonely(2, 99, 0)) && !map.is_gone(&lonely(1, 99, 4)));
+    let mut left = report(1, "", "f", 2, 5);
+    left.region.as_mut().unwrap().epoch = Some(RegionEpoch { conf_ver: 4, version: 2 });
+    map.take(left);
+    map.take(report(4, "f", "", 3, 5));
+    assert!(map.is_gone(&lonely(2, 99, 50)), "its keys are in another region");
+    assert!(!map.is_gone(&lonely(4, member, 50)) && !map.is_gone(&lonely(1, member, 50)));
+}

@@ -76,6 +76,8 @@ pub struct Operator {
     /// For what it waits, or what it has ordered; for operators.
     pub said: String,
     ordered_ms: Option<u64>,
+    /// Who was to become the leader before this step can be ordered.
+    handed_to: Option<StoreId>,
     /// The peers before the step that it is at.
     shape: Shape,
     /// Highest epoch reported.
@@ -94,6 +96,7 @@ impl Operator {
             step_since_ms: now_ms,
             said: String::new(),
             ordered_ms: None,
+            handed_to: None,
             shape: Shape::of(region),
             epoch: plan.epoch,
             bytes: region.news.bytes,
@@ -166,12 +169,20 @@ impl Operator {
             let waited = if self.said.is_empty() { String::new() } else { format!(" ({})", self.said) };
             return Progress::Failed(format!("not done in {} s: {step}{waited}", patience / 1_000));
         }
+        if self.handed_to.is_some_and(|store| store == region.leader_store()) {
+            // What was ordered is done: the step itself need not wait.
+            (self.handed_to, self.ordered_ms) = (None, None);
+        }
         if self.ordered_ms.is_some_and(|at| now_ms.saturating_sub(at) < config.order_retry_ms) {
             return Progress::Wait(format!("for: {step}"));
         }
         match self.order(step, region, view) {
             Ok(order) => {
                 self.ordered_ms = Some(now_ms);
+                self.handed_to = match (&order.step, &self.plan.steps[self.at]) {
+                    (Step::TransferLeader { store }, Step::ChangePeers { .. }) => Some(*store),
+                    _ => None,
+                };
                 Progress::Order(Box::new(order))
             }
             Err(why) => Progress::Wait(why),

@@ -125,8 +125,18 @@ async fn every_call_reaches_the_leader() {
     client.region_list(Default::default(), until).await.unwrap();
     client.region_split(Default::default(), until).await.unwrap();
     client.region_transfer_leader(Default::default(), until).await.unwrap();
+    client.store_set(Default::default(), until).await.unwrap();
+    client.store_remove(Default::default(), until).await.unwrap();
+    client.region_plan(Default::default(), until).await.unwrap();
+    client.scatter(Default::default(), until).await.unwrap();
+    client.scheduler_list(Default::default(), until).await.unwrap();
+    client.scheduler_set(Default::default(), until).await.unwrap();
+    client.operator_list(Default::default(), until).await.unwrap();
+    client.operator_cancel(Default::default(), until).await.unwrap();
+    client.balance(Default::default(), until).await.unwrap();
+    client.health(Default::default(), until).await.unwrap();
     client.status(Default::default(), until).await.unwrap();
-    assert_eq!(leader.calls(), 12);
+    assert_eq!(leader.calls(), 22);
 }
 
 #[tokio::test]
