@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -12,6 +13,7 @@ use crate::watch::ShapeChange;
 
 mod compare;
 mod differential;
+mod faults;
 mod k8s_load;
 mod k8s_verify;
 mod lease_memory;
@@ -34,6 +36,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Break a cluster in every way while clients record what they see, and print the verdict
+    Faults(faults::Faults),
     /// Fill a cluster with objects shaped like a Kubernetes registry
     K8sLoad(k8s_load::K8sLoad),
     /// Read back what k8s-load wrote and compare every byte
@@ -63,9 +67,10 @@ enum Command {
 }
 
 impl Cli {
-    /// Does what the command line says.
-    pub fn run(self) -> anyhow::Result<()> {
-        match self.command {
+    /// Does what the command line says. Gives the program's exit code; an error stands for failure.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let done = match self.command {
+            Command::Faults(command) => return block_on(async { Ok(command.run().await) }),
             Command::K8sLoad(command) => block_on(command.run()),
             Command::K8sVerify(command) => block_on(command.run()),
             Command::Run(command) => command.run(),
@@ -79,7 +84,8 @@ impl Cli {
             Command::WatchMemory(command) => block_on(command.run()),
             Command::WatchCatchUp(command) => block_on(command.run()),
             Command::WatchRegions(command) => command.run(),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 

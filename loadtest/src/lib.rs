@@ -11,6 +11,7 @@
 //! | run clusters and break them | `process` (start, kill, pause), `cluster` (three members of one kind) |
 //! | compare a server with etcd's semantics | `model` (what must be answered), `differential` (random programs) |
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
+//! | break a cluster while it is judged | `faults`: blows to processes and through braid's admin service, a watch's history |
 //! | watch the disk under compaction | `overwrite` (the same keys, at a fixed rate); `metrics` reads servers' pages |
 //! | judge transactions | `linear` (strict serializability of everything that is asked) |
 //!
@@ -23,6 +24,7 @@ pub mod command;
 pub mod compare;
 pub mod dataset;
 pub mod differential;
+pub mod faults;
 pub mod final_state;
 pub mod histogram;
 pub mod history;

@@ -26,7 +26,7 @@ pub struct Bar {
 
 const WIDTH: f64 = 860.0;
 const NAMES: f64 = 230.0;
-const FIGURES: f64 = 130.0;
+const FIGURES: f64 = 170.0;
 const TOP: f64 = 74.0;
 const ROW: f64 = 26.0;
 const BAR: f64 = 14.0;
