@@ -105,11 +105,8 @@ impl Load {
 /// Whether a client has asked for it. What stores ask each other, and what a coordinator does after it has locked, follows from
 /// that.
 fn is_clients(op: &Op) -> bool {
-    match op {
-        Op::Read(_) | Op::Put(_) | Op::DeleteRange(_) | Op::Txn(_) | Op::Lock(_) => true,
-        Op::GrantLease(_) | Op::RevokeLease(_) | Op::KeepLease(_) | Op::LeaseState(_) => true,
-        _ => false,
-    }
+    let of_leases = matches!(op, Op::GrantLease(_) | Op::RevokeLease(_) | Op::KeepLease(_) | Op::LeaseState(_));
+    of_leases || matches!(op, Op::Read(_) | Op::Put(_) | Op::DeleteRange(_) | Op::Txn(_) | Op::Lock(_))
 }
 
 /// A key that the request touches: of several, one after the other comes up.

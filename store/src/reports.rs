@@ -38,6 +38,7 @@ pub struct Reports {
     watched: HashSet<RegionId>,
     /// The others, looked at in turn.
     turns: VecDeque<RegionId>,
+    looked: usize,
 }
 
 struct Told {
@@ -50,6 +51,12 @@ struct Told {
 }
 
 impl Reports {
+    /// How many regions were looked at the last time.
+    #[cfg(test)]
+    pub fn looked(&self) -> usize {
+        self.looked
+    }
+
     /// How many regions this store leads, as of the last look.
     pub fn led(&self) -> usize {
         self.told.len()
@@ -70,6 +77,8 @@ impl Reports {
         }
         let turn = self.turns.len().min(TURN_MIN.max(self.told.len().div_ceil(TURNS)));
         due.extend(self.turns.drain(..turn));
+        self.looked = due.len();
+        metrics::gauge!("braid_store_regions_looked_at").set(self.looked as f64);
         due.into_iter().filter_map(|id| self.look_at(id, regions.get(id), shared)).collect()
     }
 
@@ -144,3 +153,6 @@ fn is_watched(report: &RegionReport, rates: Rates) -> bool {
     let changing = |region: &Region| region.peers.iter().any(|peer| peer.learner || peer.changing);
     moving || waking || unwell || report.region.as_ref().is_some_and(changing)
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,9 +92,12 @@ fn part_before_half(data: &RegionData, region: &Region) -> f64 {
     snapshot.count(&left, &[]).expect("counted") as f64 / all as f64
 }
 
+/// The keys of a test, by number.
+type Shape = fn(u64) -> String;
+
 #[test]
 fn the_half_is_found_in_memory_and_in_files_whatever_the_keys_look_like() {
-    let shapes: [(&str, fn(u64) -> String); 4] = [
+    let shapes: [(&str, Shape); 4] = [
         ("even", |n| format!("k{:08}", n * 7_919 % 100_000_000)),
         ("one after the other", |n| format!("{n:020}")),
         ("one cluster behind a single key", |n| if n == 0 { "a".into() } else { format!("users/of/the/house/{n:06}") }),
