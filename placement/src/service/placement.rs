@@ -67,9 +67,13 @@ impl PlacementService {
                 Some(why) => Err(RegisterFailure::Refused(why)),
             };
         }
-        for namesake in self.shared.replica.read(|state| state.namesakes(&admit)) {
-            self.outlive(term, namesake, request).await?;
-            admit.replaces.push(namesake.0);
+        let named_before =
+            self.shared.record(StoreId(request.store_id)).is_some_and(|known| known.name == request.name);
+        if !named_before {
+            for namesake in self.shared.replica.read(|state| state.namesakes(&admit)) {
+                self.outlive(term, namesake, request).await?;
+                admit.replaces.push(namesake.0);
+            }
         }
         let decided = tokio::time::timeout(ADMIT_PATIENCE, self.shared.replica.propose(term, Op::AdmitStore(admit)));
         match decided.await {
