@@ -159,6 +159,13 @@ impl PeerHandle {
         self.0.lease(term.0, Now::monotonic())
     }
 
+    /// As [`Self::lease`], and nothing is under way that ends it: as long as [`Host::support_held`](crate::Host::support_held)
+    /// answers the same and [`RegionMachine::on_lease`](crate::RegionMachine::on_lease) is not called, it stands.
+    pub fn lease_stands(&self, term: Term) -> bool {
+        let uncapped = self.0.basis.load().cap.is_none();
+        uncapped && self.lease(term)
+    }
+
     /// Proposes a data entry in `term`. `done` is called exactly once, possibly before this returns.
     ///
     /// Entries of one term are accepted in the order of the calls or not at all: once one is refused while this peer

@@ -141,6 +141,10 @@ impl Core {
     }
 }
 
+/// Gapless stretches of support from other hosts. Equal: none of them has ended between two looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SupportHeld(Vec<(u64, u64, Now)>);
+
 /// Runs the raft groups of one process on one folder.
 pub struct Host {
     core: Arc<Core>,
@@ -217,6 +221,17 @@ impl Host {
         let inbound = Arc::new(Door { core: Arc::downgrade(&core), snap_dir });
         tracing::info!(host = config.host_id, incarnation, dir = %config.dir.display(), "raft host open");
         Ok(Host { core, inbound, threads: Mutex::new(Some(threads)), stopped: AtomicBool::new(false) })
+    }
+
+    /// The present stretches of support from every host that shares a region with this one; `None`: at least one of them
+    /// does not support this host at this moment.
+    pub fn support_held(&self) -> Option<SupportHeld> {
+        let neighbours = self.core.neighbours.load();
+        let held = |host: &u64| {
+            let held = self.core.env.support.cell(*host).held();
+            (Now::monotonic() < held.until).then_some((*host, held.incarnation, held.since))
+        };
+        neighbours.iter().map(held).collect::<Option<_>>().map(SupportHeld)
     }
 
     /// How often this folder was opened, this time included.

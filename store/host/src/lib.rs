@@ -56,7 +56,7 @@ mod worker;
 pub use change::{ChangeRefused, Changed, PeerChange};
 pub use error::OpenError;
 pub use handle::{PROPOSAL_BYTES_MAX, PeerHandle, Transferred};
-pub use host::Host;
+pub use host::{Host, SupportHeld};
 pub use reads::Confirmed;
 pub use split::SplitSpec;
 
@@ -157,6 +157,10 @@ pub trait RegionMachine: Send + Sync + 'static {
 
     /// The region's range, peers or epoch changed by an applied entry. Called on the apply thread in log order.
     fn on_region(&self, region: &Region);
+
+    /// What this peer's lease rests on has changed so that it may end sooner, or is gone. Called before anything leaves this
+    /// host that could let somebody else lead; must not block.
+    fn on_lease(&self) {}
 
     /// Approximate bytes and keys of the data, for reports.
     fn approximate_size(&self) -> (u64, u64);

@@ -114,8 +114,14 @@ pub(crate) struct Peer {
     condemned: bool,
     /// Configuration in which there is no such peer, heard of while a raft snapshot came in; 0: none.
     doomed: u64,
-    /// Newest configuration that is known to hold this peer, while it has no region state.
+    /// Newest configuration that is known to hold this peer.
     member_in: u64,
+    /// Newest term that this peer led.
+    led: u64,
+    /// It led last and has no vote any more: with the next round it tells the others that it leads no more.
+    renounces: bool,
+    /// Configuration that raft goes by here; the apply thread may be ahead of it.
+    conf_ver: u64,
     ticks: u64,
     /// Ticks since anything happened to it.
     quiet_ticks: u64,
@@ -166,6 +172,7 @@ impl Peer {
         peers: Vec<PeerMeta>,
     ) -> Self {
         let conf_state = conf_state(&peers);
+        let conf_ver = handle.region().region_epoch().conf_ver;
         let storage = PeerStorage::new(handle.id(), log, conf_state, raft_state.hard_state(), apply);
         let applied = apply.map_or(0, |apply| apply.applied_index);
         let config = Config {
@@ -219,6 +226,9 @@ impl Peer {
             condemned: false,
             doomed: 0,
             member_in: 0,
+            led: 0,
+            renounces: false,
+            conf_ver,
             ticks: 0,
             quiet_ticks: 0,
             greets: false,
@@ -243,7 +253,7 @@ impl Peer {
 
     /// Whether raft has something to do that `collect` would take.
     pub fn is_busy(&self) -> bool {
-        !self.condemned && (self.raw.has_ready() || !self.dismissals.is_empty())
+        !self.condemned && (self.raw.has_ready() || self.renounces || !self.dismissals.is_empty())
     }
 
     fn leads(&self, term: u64) -> bool {
@@ -336,8 +346,10 @@ impl Peer {
             self.peers.push(from);
             return true;
         }
-        let own = self.handle.region().region_epoch().conf_ver;
-        if conf_ver > own {
+        // The apply thread may be ahead of `self.peers`: whom it has accepted is no stranger who was removed.
+        let region = self.handle.region();
+        let own = region.region_epoch().conf_ver;
+        if conf_ver > own || region.peers.iter().any(same) {
             if !self.strangers.iter().any(same) {
                 if self.strangers.len() == STRANGERS_MAX {
                     self.strangers.remove(0);
@@ -371,11 +383,19 @@ impl Peer {
         let Some(sent) = message.context.first_chunk::<8>().filter(|_| answers) else { return };
         let seen = Seen { sent: Now(u64::from_be_bytes(*sent)), incarnation };
         if seen.sent <= now && self.lease.saw(from, seen) {
-            self.publish_lease();
+            // It can only last longer.
+            self.share_lease();
         }
     }
 
     fn publish_lease(&self) {
+        self.share_lease();
+        if let Some(machine) = &self.machine {
+            machine.on_lease();
+        }
+    }
+
+    fn share_lease(&self) {
         self.handle.0.basis.store(Arc::new(self.lease.clone()));
     }
 
@@ -417,6 +437,7 @@ impl Peer {
         let term = self.raw.raft.term;
         self.guard.leads();
         self.inaugurating = Some(term);
+        self.led = term;
         self.compact_proposed = 0;
         self.lease = LeaseBasis::default();
         self.lease = LeaseBasis { term, others: self.voters(env), own: self.own_votes(), cap: None };
@@ -469,9 +490,6 @@ impl Peer {
         }
         self.reads.applied(index);
         self.raw.mut_store().trim_cache(index, false);
-        if !changes.is_empty() {
-            self.step_down_if_demoted();
-        }
         self.leave_joint(env);
     }
 

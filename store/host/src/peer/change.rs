@@ -11,7 +11,7 @@ use braid_proto::pb::{Peer as PeerMeta, Region, RegionEpoch};
 use raft::eraftpb::{EntryType, Message, MessageType};
 use raft::{ProgressState, StateRole};
 
-use super::{Env, Peer, admin_entry, command::Transfer};
+use super::{Effects, Env, Peer, admin_entry, command::Transfer};
 use crate::Outcome;
 use crate::change::{self, ChangeRefused, Changed, PeerChange, votes_new, votes_old};
 use crate::error::fatal;
@@ -132,9 +132,17 @@ impl Peer {
         self.raw.raft.step(message).is_ok() && self.raw.raft.pending_conf_index == last + 1
     }
 
-    /// A leader in a joint configuration leaves it as soon as nothing is in the way: also one that was elected in it.
+    /// A leader in a joint configuration leaves it as soon as nothing is in the way: also one that was elected in it. One
+    /// that has, or will have, no vote hands over.
     pub(super) fn leave_joint(&mut self, env: &Env) {
-        if !self.is_leader() || !self.is_joint() || !self.settled() {
+        if !self.is_leader() || !self.settled() {
+            return;
+        }
+        if !self.raw.raft.promotable() && self.transfer.is_none() {
+            let region = self.handle.region();
+            return self.hand_over(&region, env);
+        }
+        if !self.is_joint() {
             return;
         }
         let region = self.handle.region();
@@ -183,6 +191,9 @@ impl Peer {
                 fatal(format_args!("r{}: raft refuses {change:?}, which is applied: {error}", self.region_id()));
             }
         }
+        if let Some(last) = changes.last() {
+            self.conf_ver = last.conf_ver + 1;
+        }
         let before = std::mem::take(&mut self.peers);
         self.peers.clone_from(&self.handle.region().peers);
         self.strangers.retain(|known| !self.peers.iter().any(|peer| peer.id == known.id));
@@ -205,12 +216,26 @@ impl Peer {
         self.greet();
     }
 
-    /// A leader that has become a learner leads no more.
-    pub(super) fn step_down_if_demoted(&mut self) {
-        if self.is_leader() && !self.raw.raft.promotable() {
-            let term = self.raw.raft.term;
-            tracing::info!(region = self.region_id(), term, "the leader has no vote any more and steps down");
-            self.raw.raft.become_follower(term, raft::INVALID_ID);
+    /// A leader that lost its vote and then its role never campaigns, so nobody would learn from it that it leads no more,
+    /// while others may be bound to it: it says so instead.
+    pub(super) fn renounce_if_due(&mut self) {
+        let raft = &self.raw.raft;
+        let led_last = self.led == raft.term && raft.leader_id == raft::INVALID_ID;
+        self.renounces = led_last && !self.is_leader() && !raft.promotable();
+    }
+
+    /// Asks everybody for a vote that it could not use, in a later term: a leader does not (see [`crate::guard`]).
+    pub(super) fn post_renunciation(&mut self, effects: &mut Effects) {
+        let raft = &self.raw.raft;
+        if !std::mem::take(&mut self.renounces) || raft.term != self.led || self.is_leader() {
+            return;
+        }
+        let mut message = Message { from: self.peer_id(), term: raft.term + 1, ..Message::default() };
+        message.set_msg_type(MessageType::MsgRequestPreVote);
+        message.index = raft.raft_log.last_index();
+        message.log_term = raft.raft_log.last_term();
+        for peer in self.peers.iter().filter(|peer| peer.id != self.peer_id()) {
+            self.post(Message { to: peer.id, ..message.clone() }, effects);
         }
     }
 

@@ -63,6 +63,7 @@ impl Peer {
         if self.is_leader() {
             return self.tick_leader(now, env);
         }
+        self.renounce_if_due();
         // Who follows nobody, having led last perhaps, must speak up: others may be bound to it until it does.
         if !self.guard.may_campaign(now.0) || !(elections || self.guard.followed().is_none()) {
             return;

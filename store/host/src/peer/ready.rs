@@ -1,6 +1,6 @@
 //! What raft wants done: taken in `collect`, acknowledged in `finish`.
 
-use braid_proto::pb::RaftMessage;
+use braid_proto::pb::{RaftMessage, RegionEpoch};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{Ready, SnapshotStatus};
@@ -63,6 +63,7 @@ impl Peer {
         }
         self.observe_role(now, env);
         self.post_dismissals(effects);
+        self.post_renunciation(effects);
         self.want_snapshot(effects);
         if self.installing || (!room && self.apply_bytes > 0) {
             return None;
@@ -175,7 +176,7 @@ impl Peer {
         }
     }
 
-    fn post(&self, message: Message, effects: &mut Effects) {
+    pub(super) fn post(&self, message: Message, effects: &mut Effects) {
         if let Some((host, message)) = self.envelope(message) {
             effects.messages.push((host, message));
         }
@@ -190,7 +191,8 @@ impl Peer {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote | MessageType::MsgSnapshot
         ) || (message.get_msg_type() == MessageType::MsgHeartbeat && message.commit == 0);
         let region = self.handle.region();
-        let epoch = Some(region.region_epoch());
+        // What raft goes by: whoever gets this is in it.
+        let epoch = Some(RegionEpoch { conf_ver: self.conf_ver, ..region.region_epoch() });
         let (start, end) = if creates { (region.start.clone(), region.end.clone()) } else { Default::default() };
         let bytes = message.write_to_bytes().expect("a raft message has no required fields");
         let envelope = RaftMessage {

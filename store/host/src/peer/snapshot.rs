@@ -133,7 +133,9 @@ impl Peer {
     pub fn on_installed(&mut self, machine: std::sync::Arc<dyn crate::RegionMachine>, apply: ApplyState) {
         self.installing = false;
         self.handed = apply.applied_index;
-        self.peers.clone_from(&self.handle.region().peers);
+        let region = self.handle.region();
+        self.peers.clone_from(&region.peers);
+        self.conf_ver = region.region_epoch().conf_ver;
         self.raw.advance_apply_to(apply.applied_index);
         self.machine = Some(machine);
         // What was seen of the role so far went to the machine before this one: it is told again.

@@ -280,6 +280,66 @@ fn a_leader_on_its_way_out_hands_over_before_the_change_ends() {
     cluster.put(1, "after", "v");
 }
 
+/// The outgoing voter alone has heard of the end of the change, and leads after the death of host 1: as soon as that end
+/// is committed it leads without a vote.
+fn led_without_a_vote(passes: impl Fn(u64, &Message) -> bool + Send + Sync + 'static) -> Cluster {
+    let (mut cluster, handle, _) = stuck_in_the_middle();
+    let last = handle.applied_index() + 1;
+    cluster.net.filter(Box::new(move |_, to, message| to == 3 || !leaves_joint(message)));
+    let heard = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&heard);
+    cluster.net.after(Box::new(move |from, _, message| {
+        if from == 3 && is(message, MessageType::MsgAppendResponse) && message.index >= last {
+            tell.store(true, Ordering::Release);
+        }
+    }));
+    eventually("the outgoing voter has the end in its log", || heard.load(Ordering::Acquire).then_some(()));
+    cluster.stop(1);
+    cluster.net.filter(Box::new(move |from, to, message| {
+        let asks = is(message, MessageType::MsgRequestVote) || is(message, MessageType::MsgRequestPreVote);
+        (!asks || from == 3) && passes(to, message)
+    }));
+    eventually("the leader is a learner", || {
+        let handle = cluster.handle(3, 1)?;
+        (handle.peer() == Peer::learner(13, 3) && handle.leader() == Some(handle.peer())
+            || cluster.heard(3, &Event::Leader(handle.term().0)) && handle.peer() == Peer::learner(13, 3))
+        .then_some(())
+    });
+    cluster
+}
+
+#[test]
+fn a_leader_that_has_lost_its_vote_hands_over() {
+    let cluster = led_without_a_vote(|_, _| true);
+    cluster.net.heal();
+    let new = eventually("a voter leads", || Some(cluster.leader(1).0).filter(|leader| *leader != 3));
+    assert!([2, 4].contains(&new));
+    cluster.put(1, "after", "v");
+    cluster.await_value(3, "after", "v");
+}
+
+#[test]
+fn a_leader_that_loses_vote_and_role_says_so() {
+    // Its handover reaches nobody, and nobody's answers reach it: it gives up, and the others are bound to its host.
+    let quiet = Arc::new(AtomicBool::new(false));
+    let silenced = Arc::clone(&quiet);
+    let cluster = led_without_a_vote(move |to, message| {
+        !is(message, MessageType::MsgTimeoutNow) && (to != 3 || !silenced.load(Ordering::Acquire))
+    });
+    quiet.store(true, Ordering::Release);
+    let (handle, term) = (cluster.handle(3, 1).unwrap(), cluster.handle(3, 1).unwrap().term());
+    let outcome = propose(&handle, term, "lost", "v");
+    eventually("it gives up", || (!handle.is_leader(term)).then_some(()));
+    // Still deaf; but the others may campaign again.
+    cluster.net.filter(Box::new(|_, to, message| to != 3 && !is(message, MessageType::MsgTimeoutNow)));
+    let (new, ..) = cluster.leader_among(1, &[2, 4]);
+    assert!([2, 4].contains(&new));
+    cluster.net.heal();
+    cluster.put(1, "after", "v");
+    cluster.await_value(3, "after", "v");
+    assert_ne!(outcome.recv().unwrap(), Outcome::Unknown);
+}
+
 #[test]
 fn changes_that_would_do_harm_are_refused() {
     let mut cluster = Cluster::new(0);

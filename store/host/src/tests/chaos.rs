@@ -2,8 +2,13 @@
 
 use std::sync::mpsc;
 
-use super::cluster::{Cluster, eventually, propose};
-use crate::Outcome;
+use braid_proto::id::StoreId;
+use braid_proto::pb::{Peer, Region};
+
+use super::changes::voters;
+use super::cluster::{Cluster, eventually, propose, region};
+use super::kv::assert_indexed;
+use crate::{ChangeRefused, Outcome, PeerChange};
 
 /// Small and repeatable.
 struct Dice(u64);
@@ -117,4 +122,109 @@ fn too_many_proposals_end_the_term_instead_of_leaving_a_gap() {
         assert_eq!(cluster.get(1, &format!("k{n:02}")).is_some(), outcome == Outcome::Applied);
     }
     assert!(refused);
+}
+
+/// Some change of `region` that may make sense.
+fn some_change(region: &Region, dice: &mut Dice, next_id: u64) -> PeerChange {
+    let host = 1 + dice.roll(5);
+    match region.peer_on(StoreId(host)) {
+        None => PeerChange::AddLearner(Peer::learner(next_id, host)),
+        Some(peer) if peer.learner && dice.roll(3) == 0 => PeerChange::Remove(StoreId(host)),
+        Some(peer) => {
+            let other = region.peers.iter().filter(|other| other.learner != peer.learner);
+            let other = other.filter(|_| dice.roll(3) > 0).last().map(|other| other.store_id);
+            let (mine, other) = (vec![host], other.into_iter().collect::<Vec<_>>());
+            if peer.learner { voters(&mine, &other) } else { voters(&other, &mine) }
+        }
+    }
+}
+
+#[test]
+fn outcomes_tell_the_truth_while_peers_come_and_go() {
+    let mut total = (0, 0);
+    for seed in [0x9E37_79B9_7F4A_7C15, 0xD1B5_4A32_D192_ED03, 0x2545_F491_4F6C_DD1D] {
+        let (applied, changed) = peers_come_and_go(seed);
+        total = (total.0 + applied, total.1 + changed);
+    }
+    assert!(total.0 > 100 && total.1 >= 10, "{total:?}");
+}
+
+fn peers_come_and_go(seed: u64) -> (usize, usize) {
+    let mut cluster = Cluster::new(5);
+    cluster.create(&[region(1, "", "", &[1, 2, 3])]);
+    let mut dice = Dice(seed);
+    let mut asked: Vec<(String, mpsc::Receiver<Outcome>)> = Vec::new();
+    let mut changes: Vec<mpsc::Receiver<Result<(), ChangeRefused>>> = Vec::new();
+    let mut next_id = 100;
+    for round in 0..40 {
+        for host in 1..=5 {
+            let Some(handle) = cluster.handle(host, 1) else { continue };
+            let term = handle.term();
+            for n in 0..1 + dice.roll(10) {
+                let key = format!("r{round}h{host}n{n}");
+                let told = propose(&handle, term, &key, "v");
+                asked.push((key, told));
+            }
+            let region = handle.region();
+            let change = some_change(&region, &mut dice, next_id);
+            next_id += 1;
+            let (tell, told) = mpsc::channel();
+            let done = Box::new(move |ended| _ = tell.send(ended));
+            handle.propose_change(term, region.region_epoch(), change, done);
+            changes.push(told);
+        }
+        match dice.roll(6) {
+            0 => cluster.net.isolate(1 + dice.roll(5)),
+            1 => cluster.net.cut_from(1 + dice.roll(5)),
+            2 => {
+                let host = 1 + dice.roll(5);
+                cluster.stop(host);
+                cluster.start(host);
+            }
+            _ => cluster.net.heal(),
+        }
+        if round % 3 == 2 {
+            cluster.net.heal();
+            cluster.put(1, &format!("sync{round}"), "v");
+        }
+    }
+    cluster.net.heal();
+    cluster.put(1, "end", "v");
+    // Everybody ends up in one configuration, or without a peer.
+    let region = eventually("one configuration", || {
+        let region = cluster.leader(1).1.region();
+        let same = |peer: &Peer| {
+            let handle = cluster.handle(peer.store_id, 1)?;
+            (handle.peer() == *peer && handle.region() == region).then_some(())
+        };
+        let all = region.peers.iter().all(|peer| same(peer).is_some());
+        let others = (1..=5).filter(|host| region.peer_on(StoreId(*host)).is_none());
+        let gone = others.map(|host| cluster.handle(host, 1)).all(|handle| handle.is_none());
+        (all && gone && !region.is_joint()).then_some(region)
+    });
+    let mut applied = 0;
+    for peer in &region.peers {
+        cluster.await_value(peer.store_id, "end", "v");
+    }
+    for (key, told) in asked {
+        let outcome = eventually(&format!("an outcome for {key}"), || told.try_recv().ok());
+        for peer in &region.peers {
+            let there = cluster.get(peer.store_id, &key).is_some();
+            match outcome {
+                Outcome::Applied => assert!(there, "{key} was applied, host {} lacks it", peer.store_id),
+                Outcome::Dropped => assert!(!there, "{key} was dropped, host {} has it", peer.store_id),
+                Outcome::Unknown => {}
+            }
+        }
+        applied += usize::from(outcome == Outcome::Applied);
+    }
+    let ended = changes.into_iter().map(|told| eventually("an answer to a change", || told.try_recv().ok()));
+    let changed = ended.filter(Result::is_ok).count();
+    for host in 1..=5 {
+        if region.peer_on(StoreId(host)).is_none() {
+            eventually("the data is gone", || cluster.get(host, "end").is_none().then_some(()));
+        }
+        assert_indexed(&cluster.nodes[&host].host.db());
+    }
+    (applied, changed)
 }

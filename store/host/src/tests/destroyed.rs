@@ -28,6 +28,7 @@ fn with_learner(lonely: Duration) -> Cluster {
     cluster.put(1, "k", "v");
     cluster.change(1, &PeerChange::AddLearner(Peer::learner(24, 4)));
     cluster.await_value(4, "k", "v");
+    eventually("the peer is open", || cluster.handle(4, 1));
     cluster
 }
 
@@ -155,7 +156,7 @@ fn a_blank_peer_that_was_destroyed_never_comes_back() {
     cluster.change(1, &PeerChange::Remove(StoreId(4)));
     cluster.change(1, &PeerChange::AddLearner(Peer::learner(34, 4)));
     cluster.await_value(4, "k", "v");
-    assert_eq!(cluster.handle(4, 1).unwrap().peer(), Peer::learner(34, 4));
+    eventually("the new peer is open", || cluster.handle(4, 1).filter(|handle| handle.peer() == Peer::learner(34, 4)));
 }
 
 #[test]
