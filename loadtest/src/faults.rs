@@ -198,9 +198,15 @@ async fn serializability(
     const KEYS: u64 = 5;
     let mut asked = linear::run::Plan::new(plan.endpoints.clone(), Keys::new(&plan.prefixes, KEYS)?);
     (asked.clients, asked.seed) = (plan.clients, plan.seed);
-    let recorder = watching::Recorder::start(&plan.endpoints).await?;
+    // One watch for each endpoint to begin with: each member that is broken breaks one.
+    let mut recorders = Vec::new();
+    for first in 0..plan.endpoints.len() {
+        let mut endpoints = plan.endpoints.clone();
+        endpoints.rotate_left(first);
+        recorders.push(watching::Recorder::start(&endpoints).await?);
+    }
     let mut run = linear::run::Run::start(asked).await.context("serializability")?;
-    tell("serializability: clients ask everything of few keys, and a watch follows");
+    tell("serializability: clients ask everything of few keys, and watches follow");
     verdict.blows(schedule.run(plan, targets, tell).await?);
     if let Err(error) = run.answered_more(PROGRESS, HEAL).await {
         verdict.violations.push(format!("progress: after everything was healed {error:#}"));
@@ -209,18 +215,21 @@ async fn serializability(
     let history = run.stop().await?;
     let judged = linear::check(&history)?;
     verdict.violated(&judged.violations);
-    let events = recorder.finish(watching::newest(&history)).await?;
-    verdict.violated(&watching::check(&history, &events));
+    let (watches, mut events, mut streams) = (recorders.len(), 0, 0);
+    for recorder in recorders {
+        let shown = recorder.finish(watching::newest(&history)).await?;
+        verdict.violated(&watching::check(&history, &shown));
+        events += shown.seen.len();
+        streams += shown.streams;
+    }
     let count = |what: fn(&Outcome) -> bool| history.ops.iter().filter(|op| what(&op.outcome)).count();
     verdict.seen.push(format!(
-        "serializability: {} requests answered, {} of unknown outcome ({} of them took effect), {} refused; the watch saw \
-         {} events over {} streams",
+        "serializability: {} requests answered, {} of unknown outcome ({} of them took effect), {} refused; {watches} \
+         watches saw {events} events over {streams} streams",
         count(|outcome| matches!(outcome, Outcome::Answered { .. })),
         count(|outcome| *outcome == Outcome::Unknown),
         judged.unknown_done,
         count(|outcome| matches!(outcome, Outcome::Refused(_))),
-        events.seen.len(),
-        events.streams
     ));
     Ok(())
 }

@@ -23,11 +23,32 @@ pub struct Blow {
 #[derive(Debug)]
 pub struct Schedule {
     random: Random,
-    /// What is left of the present deck of faults.
-    deck: Vec<Fault>,
-    faults: Vec<Fault>,
-    members: usize,
+    faults: Deck<Fault>,
+    /// Members by number.
+    members: Deck<usize>,
     admin: Admin,
+}
+
+/// Things that are dealt in random order, all of them before any comes again.
+#[derive(Debug)]
+struct Deck<T> {
+    all: Vec<T>,
+    left: Vec<T>,
+}
+
+impl<T: Copy> Deck<T> {
+    fn new(all: Vec<T>) -> Self {
+        Self { all, left: Vec::new() }
+    }
+
+    /// The next one; none if there is nothing to deal.
+    fn draw(&mut self, random: &mut Random) -> Option<T> {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.all);
+        }
+        let count = self.left.len() as u64;
+        (count > 0).then(|| self.left.swap_remove(random.below(count) as usize))
+    }
 }
 
 impl Schedule {
@@ -39,16 +60,8 @@ impl Schedule {
             ["", "02", "durable/", "durable/0000000200"].map(|end| Bytes::from(format!("{prefix}{end}")))
         });
         let admin = Admin::new(&plan.endpoints, keys.collect(), plan.seed);
-        Ok(Self { random: Random::new(plan.seed, 3), deck: Vec::new(), faults: plan.faults.clone(), members, admin })
-    }
-
-    /// The next fault: a deck of all of them is dealt in random order, then the next one.
-    fn draw(&mut self) -> Fault {
-        if self.deck.is_empty() {
-            self.deck.clone_from(&self.faults);
-        }
-        let at = self.random.below(self.deck.len() as u64) as usize;
-        self.deck.swap_remove(at)
+        let (faults, members) = (Deck::new(plan.faults.clone()), Deck::new((0..members).collect()));
+        Ok(Self { random: Random::new(plan.seed, 3), faults, members, admin })
     }
 
     /// Deals blows until the time is over or the user interrupts. All members run when this returns.
@@ -70,7 +83,7 @@ impl Schedule {
                     return Ok(blows);
                 }
             }
-            let fault = self.draw();
+            let Some(fault) = self.faults.draw(&mut self.random) else { break };
             let (what, refused) = match self.deal(fault, plan.every / 2, targets).await? {
                 Ok(what) => (what, None),
                 Err(why) => (format!("not done: {why}"), Some(why)),
@@ -99,7 +112,9 @@ impl Schedule {
             sleep(down).await;
             return Ok(Err(lacks));
         }
-        let number = self.random.below(self.members as u64) as usize;
+        let Some(number) = self.members.draw(&mut self.random) else {
+            return Ok(Err("there is no member to break".to_owned()));
+        };
         let name = targets.name(number);
         match fault {
             Fault::Kill => {
@@ -142,15 +157,17 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_comes_equally_often_and_the_seed_decides_the_order() {
+    fn every_fault_and_member_comes_equally_often_and_the_seed_decides_the_order() {
         let drawn = |seed| {
             let mut schedule = schedule(seed);
-            (0..24).map(|_| schedule.draw()).collect::<Vec<_>>()
+            let faults: Vec<_> = (0..24).map(|_| schedule.faults.draw(&mut schedule.random).unwrap()).collect();
+            let members: Vec<_> = (0..9).map(|_| schedule.members.draw(&mut schedule.random).unwrap()).collect();
+            (faults, members)
         };
-        for fault in Fault::ALL {
-            assert_eq!(drawn(1).iter().filter(|drawn| **drawn == fault).count(), 4);
-        }
-        assert_eq!(drawn(1), drawn(1));
+        let (faults, members) = drawn(1);
+        assert!(Fault::ALL.iter().all(|fault| faults.iter().filter(|drawn| *drawn == fault).count() == 4));
+        assert!((0..3).all(|member| members.iter().filter(|drawn| **drawn == member).count() == 3));
+        assert_eq!(drawn(1), (faults, members));
         assert_ne!(drawn(1), drawn(2));
     }
 }
