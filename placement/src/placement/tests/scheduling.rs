@@ -269,6 +269,9 @@ async fn what_administrators_set_outlives_a_leader() {
     let state = world.store(store).await;
     assert_eq!(state.weight, 2.0);
     assert_eq!(state.store.expect("a store").labels["zone"], "z4");
+    let missing = format!("placement member n{first} at n{first}:1 does not answer, 2 of 3 do");
+    let told = async |world: &World| world.health().await.contains(&missing).then_some(());
+    world.until("health misses the member", told).await;
     world.group.stop_all().await;
 }
 
@@ -411,6 +414,16 @@ async fn scattered_regions_spread_over_all_stores_and_operators_can_be_cancelled
     world.group.stores.take_down(leader);
     let wanted = Wanted::MovePeer(MovePeer { region_id: region.id, from_store: from, to_store: to });
     let operator = world.plan(wanted.clone()).await.expect("begun");
+    let list = async |request: RegionListRequest| {
+        let listed = world.admin().await.region_list(Request::new(request)).await.expect("answered");
+        listed.into_inner().regions
+    };
+    let one = list(RegionListRequest { region_id: region.id, ..Default::default() }).await;
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].operator.as_ref().map(|one| (one.id, one.state.as_str())), Some((operator.id, "running")));
+    let here = list(RegionListRequest { store_id: to, ..Default::default() }).await;
+    assert_eq!(here.len(), world.group.stores.held(to));
+    assert_eq!(list(RegionListRequest { store_id: to, limit: 2, ..Default::default() }).await.len(), 2);
     let busy = world.plan(wanted).await.expect_err("busy");
     assert!(busy.contains(&format!("o{} is under way", operator.id)), "{busy}");
     let admin = world.admin().await;
