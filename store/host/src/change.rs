@@ -83,14 +83,14 @@ pub fn conf_state(peers: &[Peer]) -> ConfState {
     let ids = |which: &dyn Fn(&Peer) -> bool| -> Vec<u64> {
         peers.iter().filter(|peer| which(peer)).map(|peer| peer.id).collect()
     };
-    let mut state = ConfState::default();
-    state.voters = ids(&votes_new);
-    state.learners = ids(&|peer| peer.learner && !peer.changing);
-    if peers.iter().any(|peer| peer.changing) {
-        state.voters_outgoing = ids(&votes_old);
-        state.learners_next = ids(&|peer| peer.learner && peer.changing);
+    let joint = peers.iter().any(|peer| peer.changing);
+    ConfState {
+        voters: ids(&votes_new),
+        learners: ids(&|peer| peer.learner && !peer.changing),
+        voters_outgoing: if joint { ids(&votes_old) } else { Vec::new() },
+        learners_next: ids(&|peer| peer.learner && peer.changing),
+        ..ConfState::default()
     }
-    state
 }
 
 /// The log entry for `change` of `region`, or why it never makes sense. What depends on more than the region (who leads,

@@ -106,7 +106,7 @@ pub(crate) struct Peer {
     last_heard: Vec<(u64, Now)>,
     /// Senders of a newer configuration than this peer has applied: they are answered like peers.
     strangers: Vec<PeerMeta>,
-    /// Peers that this leader removed, and how often they are told so yet.
+    /// Peers that were removed, and how often they are told so yet: by this peer as soon as it leads.
     farewells: Vec<(PeerMeta, u8)>,
     /// Peers that are told with the next round that the region has no such peer.
     dismissals: Vec<PeerMeta>,
@@ -456,7 +456,6 @@ impl Peer {
         self.proposals.drop_waiting();
         self.handle.0.down_peers.store(Arc::default());
         self.handle.0.catching_up.store(Arc::default());
-        self.farewells.clear();
         let mut slot = self.raw.store().snapshots.borrow_mut();
         if matches!(*slot, SnapshotSlot::Wanted(_) | SnapshotSlot::Ready { .. }) {
             *slot = SnapshotSlot::Idle;

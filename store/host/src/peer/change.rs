@@ -11,7 +11,7 @@ use braid_proto::pb::{Peer as PeerMeta, Region, RegionEpoch};
 use raft::eraftpb::{EntryType, Message, MessageType};
 use raft::{ProgressState, StateRole};
 
-use super::{Effects, Env, Peer, admin_entry, command::Transfer};
+use super::{Effects, Env, Peer, STRANGERS_MAX, admin_entry, command::Transfer};
 use crate::Outcome;
 use crate::change::{self, ChangeRefused, Changed, PeerChange, votes_new, votes_old};
 use crate::error::fatal;
@@ -197,11 +197,13 @@ impl Peer {
         let before = std::mem::take(&mut self.peers);
         self.peers.clone_from(&self.handle.region().peers);
         self.strangers.retain(|known| !self.peers.iter().any(|peer| peer.id == known.id));
+        let gone = before.into_iter().filter(|old| !self.peers.iter().any(|peer| peer.id == old.id));
+        self.farewells.extend(gone.map(|peer| (peer, FAREWELLS)));
+        let excess = self.farewells.len().saturating_sub(STRANGERS_MAX);
+        self.farewells.drain(..excess);
         if !self.is_leader() {
             return;
         }
-        let gone = before.into_iter().filter(|old| !self.peers.iter().any(|peer| peer.id == old.id));
-        self.farewells.extend(gone.map(|peer| (peer, FAREWELLS)));
         self.last_heard.retain(|(id, _)| self.peers.iter().any(|peer| peer.id == *id));
         for peer in &self.peers {
             if !self.last_heard.iter().any(|(id, _)| *id == peer.id) {

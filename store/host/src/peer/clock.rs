@@ -156,8 +156,7 @@ impl Peer {
             || self.inaugurating.is_some()
             || self.splitting
             || self.failed_snapshot.is_some()
-            || !self.farewells.is_empty()
-            || (self.is_leader() && self.is_joint())
+            || (self.is_leader() && (self.is_joint() || !self.farewells.is_empty()))
             || self.apply_bytes > 0
             || !matches!(*self.raw.store().snapshots.borrow(), SnapshotSlot::Idle);
         if self.quiet_ticks < QUIET_TICKS || under_way || self.is_busy() {

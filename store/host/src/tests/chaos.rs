@@ -1,6 +1,7 @@
 //! Outcomes under leader changes: what is answered `Applied` is there, what is answered `Dropped` never was.
 
 use std::sync::mpsc;
+use std::time::Duration;
 
 use braid_proto::id::StoreId;
 use braid_proto::pb::{Peer, Region};
@@ -150,7 +151,9 @@ fn outcomes_tell_the_truth_while_peers_come_and_go() {
 }
 
 fn peers_come_and_go(seed: u64) -> (usize, usize) {
-    let mut cluster = Cluster::new(5);
+    let mut cluster = Cluster::new(0);
+    cluster.timing.lonely = Duration::from_secs(2);
+    (1..=5).for_each(|host| cluster.start(host));
     cluster.create(&[region(1, "", "", &[1, 2, 3])]);
     let mut dice = Dice(seed);
     let mut asked: Vec<(String, mpsc::Receiver<Outcome>)> = Vec::new();
@@ -198,6 +201,14 @@ fn peers_come_and_go(seed: u64) -> (usize, usize) {
             (handle.peer() == *peer && handle.region() == region).then_some(())
         };
         let all = region.peers.iter().all(|peer| same(peer).is_some());
+        // As placement would, for those that missed it.
+        for node in cluster.nodes.values() {
+            for (id, peer, _) in node.host.lonely(9) {
+                if region.peer(peer).is_none() {
+                    node.host.destroy_peer(id, peer, region.region_epoch());
+                }
+            }
+        }
         let others = (1..=5).filter(|host| region.peer_on(StoreId(*host)).is_none());
         let gone = others.map(|host| cluster.handle(host, 1)).all(|handle| handle.is_none());
         (all && gone && !region.is_joint()).then_some(region)
