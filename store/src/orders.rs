@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use braid_host::{ChangeRefused, Host, Outcome, PeerChange, SplitSpec};
 use braid_proto::id::{PeerId, RegionId, StoreId, Term};
-use braid_proto::key::TAG_USER;
+use braid_proto::key::{TAG_USER, lease_of};
 use braid_proto::pb::change_peers_request::Change;
 use braid_proto::pb::split_region_request::By;
 use braid_proto::pb::{
@@ -287,8 +287,10 @@ fn peer_change(request: &ChangePeersRequest) -> Result<PeerChange, String> {
 
 fn check_split(region: &Region, request: &SplitRegionRequest) -> Result<(), String> {
     let key = &request.split_key;
-    if key.first() != Some(&TAG_USER) || key.len() < 2 {
-        return Err("a region is split at a key of user data; name one with --key".to_owned());
+    // Between two records of leases, too: each lies at one key, and goes to the leader of its half.
+    let of_user = key.first() == Some(&TAG_USER) && key.len() >= 2;
+    if !of_user && lease_of(key).is_none() {
+        return Err("a region is split at a key of user data or of a lease; name one with --key".to_owned());
     }
     if !region.range().contains(key) || *key == region.start {
         return Err(format!("the key does not lie inside {} (or is its first key)", region.region_id()));

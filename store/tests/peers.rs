@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use braid_proto::key::{KeyRange, user_key};
+use braid_proto::key::{KeyRange, lease_key, user_key};
 use braid_proto::pb::change_peers_request::Change;
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::split_region_request::By;
 use braid_proto::pb::{
-    ChangePeersRequest, ChangeVoters, Peer, Refusal, RegionEpoch, SplitRegionRequest, SplitRegionResponse, refusal,
-    region_response,
+    ChangePeersRequest, ChangeVoters, GrantLeaseRequest, KeepLeaseRequest, ListLeasesRequest, Peer, Refusal,
+    RegionEpoch, SplitRegionRequest, SplitRegionResponse, refusal, region_request, region_response,
 };
 use bytes::Bytes;
 use tokio::task::JoinHandle;
@@ -234,4 +234,56 @@ async fn a_region_is_split_at_half_its_size_or_half_its_load() {
     assert_eq!(left.end, right.start);
     let cut = RegionEpoch { conf_ver: 1, version: 3 };
     assert_eq!((left.epoch, right.epoch), (Some(cut), Some(cut)));
+}
+
+/// Records of leases are cut like keys: each half's leader keeps its own alive, and lets its own end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_of_leases_is_split_between_two_of_them() {
+    let cluster = Cluster::start().await;
+    for id in 1..=20 {
+        let ttl = if id % 10 == 0 { 1 } else { 600 };
+        let granted = cluster.ask(region_request::Op::GrantLease(GrantLeaseRequest { id, ttl })).await;
+        assert!(matches!(granted, region_response::Result::GrantLease(_)), "{granted:?}");
+    }
+    let leader = cluster.leader().await;
+    let request = SplitRegionRequest {
+        region_id: 1,
+        epoch: Some(EPOCH),
+        split_key: lease_key(11),
+        child_id: 2,
+        child_peer_ids: vec![21, 22, 23],
+        ..SplitRegionRequest::default()
+    };
+    let answer = cluster.service(leader).split_region(tonic::Request::new(request)).await;
+    let answer = answer.expect("an answer").into_inner();
+    assert_eq!((answer.invalid.as_str(), answer.refusal), ("", None));
+    // A lease that ends looks for its keys in both halves.
+    cluster.tell(&[answer.left.expect("a left half"), answer.right.expect("a right half")]);
+    let halves = RegionEpoch { version: 2, ..EPOCH };
+    let deadline = Instant::now() + DEADLINE;
+    for (region, ids) in [(1, 1..=10), (2, 11..=20)] {
+        let left: Vec<i64> = ids.clone().filter(|id| id % 10 != 0).collect();
+        loop {
+            let mut listed = Vec::new();
+            for store in 1..=3 {
+                let list = region_request::Op::ListLeases(ListLeasesRequest {});
+                let answer = cluster.ask_region(store, region, halves, list).await;
+                if let region_response::Result::ListLeases(list) = answer {
+                    listed = list.leases.iter().map(|lease| lease.id).collect();
+                    for id in &left {
+                        let keep = region_request::Op::KeepLease(KeepLeaseRequest { id: *id });
+                        let kept = cluster.ask_region(store, region, halves, keep).await;
+                        let region_response::Result::KeepLease(kept) = kept else { panic!("{id}: {kept:?}") };
+                        assert_eq!(kept.ttl, 600, "{id}");
+                    }
+                }
+            }
+            listed.sort_unstable();
+            if listed == left {
+                break;
+            }
+            assert!(Instant::now() < deadline, "r{region} has {listed:?}");
+            sleep(LOOK).await;
+        }
+    }
 }

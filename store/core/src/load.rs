@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use braid_proto::key::{KeyRange, TAG_USER};
+use braid_proto::key::{KeyRange, TAG_USER, lease_of};
 use bytes::Bytes;
 
 /// Keys in a sample.
@@ -112,7 +112,7 @@ impl Sample {
         self.touches = VecDeque::new();
     }
 
-    /// The key of user data strictly inside `range` that has about half of the touches on either side.
+    /// The key of user data, or of a lease, strictly inside `range` that has about half of the touches on either side.
     ///
     /// # Errors
     /// See [`Unsplit`].
@@ -125,7 +125,8 @@ impl Sample {
         }
         let mut keys = by_time.clone();
         keys.sort_unstable();
-        let inside = |key: &Bytes| key.first() == Some(&TAG_USER) && key.len() > 1 && *key > range.start;
+        let may_cut = |key: &Bytes| (key.first() == Some(&TAG_USER) && key.len() > 1) || lease_of(key).is_some();
+        let inside = |key: &Bytes| may_cut(key) && *key > range.start;
         let cuts = (1..keys.len()).filter(|at| keys[*at] != keys[*at - 1] && inside(keys[*at]));
         // Everything from the cut on goes to the right.
         let best = cuts.max_by_key(|at| (*at).min(keys.len() - at));

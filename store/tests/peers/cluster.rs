@@ -48,6 +48,8 @@ impl NumberService for Counter {
 /// See the module's text.
 pub struct Cluster {
     stores: Vec<Store>,
+    /// The stores' ways to each other's regions.
+    ways: Vec<Arc<Regions>>,
     _dirs: Vec<TempDir>,
 }
 
@@ -55,12 +57,13 @@ impl Cluster {
     pub async fn start() -> Self {
         let numbers = Arc::new(Counter(AtomicI64::new(1)));
         let registry = LocalRegistry::default();
-        let mut cluster = Self { stores: Vec::new(), _dirs: Vec::new() };
+        let mut cluster = Self { stores: Vec::new(), ways: Vec::new(), _dirs: Vec::new() };
         for id in 1..=STORES {
             let dir = tempfile::tempdir().expect("a temporary folder");
-            let store = open(id, &dir, &numbers, &registry).await;
+            let (store, way) = open(id, &dir, &numbers, &registry).await;
             registry.register(Domain::Store, id, store.inbound());
             cluster.stores.push(store);
+            cluster.ways.push(way);
             cluster._dirs.push(dir);
         }
         let peers = (1..=3).map(|store| Peer::voter(10 + store, store)).collect();
@@ -71,6 +74,16 @@ impl Cluster {
             assert_eq!(answer.expect("an answer").into_inner().failed, "");
         }
         cluster
+    }
+
+    /// Tells the stores where regions are, as placement would.
+    pub fn tell(&self, regions: &[Region]) {
+        for way in &self.ways {
+            for (store, id) in self.stores.iter().zip(1..) {
+                way.add_local(StoreId(id), store.local());
+            }
+            way.router.learn(regions.to_vec());
+        }
     }
 
     pub fn store(&self, id: u64) -> &Store {
@@ -231,7 +244,7 @@ impl Cluster {
     }
 }
 
-async fn open(id: u64, dir: &TempDir, numbers: &Arc<Counter>, registry: &LocalRegistry) -> Store {
+async fn open(id: u64, dir: &TempDir, numbers: &Arc<Counter>, registry: &LocalRegistry) -> (Store, Arc<Regions>) {
     let addresses = AddressBook::default();
     let runtime = tokio::runtime::Handle::current();
     let config = TransportConfig::default();
@@ -253,7 +266,8 @@ async fn open(id: u64, dir: &TempDir, numbers: &Arc<Counter>, registry: &LocalRe
         space: SpaceLimits { quota_bytes: 0, free_bytes_min: 0 },
     };
     let way = Regions::connect(CLUSTER, Arc::clone(&placement));
-    Store::open(config, placement, numbers, way, Arc::new(transport), addresses).await.expect("a store")
+    let store = Store::open(config, placement, numbers, Arc::clone(&way), Arc::new(transport), addresses).await;
+    (store.expect("a store"), way)
 }
 
 pub fn text(text: &str) -> Bytes {

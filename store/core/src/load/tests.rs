@@ -1,6 +1,6 @@
 //! Rates fade and are steady where the load is; the middle of a load is where half of it lies, or there is none.
 
-use braid_proto::key::user_key;
+use braid_proto::key::{lease_key, lease_of, user_key};
 
 use super::*;
 
@@ -115,10 +115,14 @@ fn only_what_was_touched_lately_and_inside_counts() {
     let first = sample((0..128).map(|turn| if turn % 2 == 0 { 500 } else { turn * 37 % 1_000 }));
     let cut = first.middle(&part, 50_000).expect("a key");
     assert!(cut > part.start);
-    // Leases are no place to cut at.
+    // Between the records of leases, but not at a key of a kind that is not known here.
     let mut leases = Sample::default();
-    (0..128_u8).for_each(|turn| leases.touch(&[0x10, turn.wrapping_mul(37)], 50_000));
-    assert_eq!(leases.middle(&all(), 50_000), Err(Unsplit::OneKey));
+    (0..128_i64).for_each(|turn| leases.touch(&lease_key(turn * 37 % 1_000), 50_000));
+    let cut = lease_of(&leases.middle(&all(), 50_000).expect("a key")).expect("a lease");
+    assert!((400..600).contains(&cut), "{cut}");
+    let mut others = Sample::default();
+    (0..128_u8).for_each(|turn| others.touch(&[0x08, turn.wrapping_mul(37)], 50_000));
+    assert_eq!(others.middle(&all(), 50_000), Err(Unsplit::OneKey));
 }
 
 #[test]
