@@ -124,6 +124,8 @@ pub struct RegionPeer {
     listed: AtomicBool,
     /// It stands on the list of those for which time goes on.
     ticks: AtomicBool,
+    /// The publisher has been told to look at it since it has looked.
+    restless: AtomicBool,
     /// Leases among all of the store's. Written under the pipeline's lock.
     counted_leases: AtomicUsize,
     /// All peers of the store, this one among them until it is destroyed.
@@ -158,6 +160,7 @@ impl RegionPeer {
             load: Load::default(),
             listed: AtomicBool::new(false),
             ticks: AtomicBool::new(false),
+            restless: AtomicBool::new(false),
             counted_leases: AtomicUsize::new(0),
             me: me.clone(),
         })
@@ -215,6 +218,23 @@ impl RegionPeer {
     pub fn leads_up_to(&self, heard: i64) -> Option<(Term, i64, bool)> {
         let pipeline = self.pipeline.lock();
         Some((pipeline.leading()?, pipeline.frontier(heard), pipeline.has_locks()))
+    }
+
+    /// Whether it leads and nothing holds its frontier back; before that changes, it is stirred.
+    pub fn is_calm(&self) -> bool {
+        self.pipeline.lock().is_calm()
+    }
+
+    /// Something may hold its frontier back from now on: the publisher looks at it in its next round.
+    pub fn stir(&self) {
+        if !self.restless.load(Ordering::Relaxed) && !self.restless.swap(true, Ordering::AcqRel) {
+            self.shared.publisher.stirred(self.id());
+        }
+    }
+
+    /// The publisher is about to look. What happens from now on stirs it again.
+    pub fn looked_at(&self) {
+        self.restless.store(false, Ordering::SeqCst);
     }
 
     /// What it counts of its load.
@@ -283,6 +303,10 @@ impl RegionPeer {
                 }
             }
             self.count(&pipeline);
+            if !pipeline.is_calm() {
+                // Before a number is asked for: no round that follows may miss it.
+                self.stir();
+            }
             result
         };
         for effect in effects {
@@ -480,6 +504,7 @@ impl RegionPeer {
     pub fn poison(&self, why: &str) {
         if !self.damaged.swap(true, Ordering::AcqRel) {
             metrics::counter!("braid_damaged_regions_total").increment(1);
+            self.stir();
             tracing::error!(region = %self.id(), why, "data of a region cannot be read; the peer refuses all requests. \
                 Remove this store's data folder and let it rejoin as a new store.");
         }
@@ -577,6 +602,10 @@ impl RegionMachine for RegionPeer {
                 }
             });
         }
+    }
+
+    fn on_lease(&self) {
+        self.stir();
     }
 
     fn on_region(&self, region: &Region) {

@@ -157,6 +157,7 @@ impl Store {
         let host_config = host_config(&config);
         let opened = tokio::task::spawn_blocking(move || Host::open(host_config, machine, transport)).await;
         let host = Arc::new(opened.map_err(|error| OpenError::Refused(format!("opening was given up: {error}")))??);
+        publisher.lean_on(&host);
         let orders = Arc::new(Orders::new(config.store_id, Arc::clone(&host), Arc::clone(&regions)));
         let local = Arc::new(LocalRegions::new(Arc::clone(&regions)));
         cluster.add_local(config.store_id, Arc::clone(&local) as Arc<dyn RegionService>);

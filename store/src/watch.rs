@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use braid_host::Host;
 use braid_placement_client::Numbers;
 use braid_proto::id::{ClusterId, RegionId, StoreId, Term};
 use braid_proto::key::KeyRange;
@@ -51,6 +52,10 @@ pub struct Publisher {
     feeds: Mutex<HashMap<u64, Arc<Feed>>>,
     next: AtomicU64,
     kicked: Notify,
+    /// The raft groups on whose leases promises rest.
+    host: OnceLock<Weak<Host>>,
+    /// Regions that rounds must look at; each at most once.
+    stirred: Mutex<Vec<RegionId>>,
     rounds: Mutex<rounds::Rounds>,
 }
 
@@ -74,6 +79,8 @@ impl Publisher {
             feeds: Mutex::default(),
             next: AtomicU64::new(1),
             kicked: Notify::new(),
+            host: OnceLock::new(),
+            stirred: Mutex::default(),
             rounds: Mutex::default(),
         })
     }
@@ -81,6 +88,16 @@ impl Publisher {
     /// The regions it tells about.
     pub fn serve(&self, regions: &Arc<Regions>) {
         _ = self.regions.set(Arc::downgrade(regions));
+    }
+
+    /// The raft groups on whose leases its promises rest. Until it knows them it looks at every region in every round.
+    pub fn lean_on(&self, host: &Arc<Host>) {
+        _ = self.host.set(Arc::downgrade(host));
+    }
+
+    /// A region's frontier may be held back from now on; see [`RegionPeer::stir`].
+    pub fn stirred(&self, region: RegionId) {
+        self.stirred.lock().push(region);
     }
 
     /// A region's frontier may have moved.
@@ -217,6 +234,7 @@ fn follow(publisher: &Publisher, feed: &Arc<Feed>, order: FollowOrder) -> Result
         follows.by_id.insert(order.id, Arc::clone(&follow));
         follows.catching_up.insert(order.id, Arc::clone(&follow));
         follows.regions.entry(region.id()).or_insert_with(|| (Arc::downgrade(&region), 0)).1 += 1;
+        region.stir();
         // What was said before does not speak of this follow.
         follows.said = None;
         metrics::gauge!("braid_watch_follows").increment(1.0);

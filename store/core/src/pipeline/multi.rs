@@ -204,6 +204,15 @@ impl<R, W> Pipeline<R, W> {
         floors.chain(numbered).chain(locks).fold(heard, i64::min)
     }
 
+    /// Whether it leads and nothing is in flight, locked or held up: until that changes, the frontier is whatever is heard.
+    pub fn is_calm(&self) -> bool {
+        self.leading().is_some()
+            && self.batch.is_none()
+            && self.entries.is_empty()
+            && self.locks.is_empty()
+            && self.barrier.is_none()
+    }
+
     // ------------------------------------------------------------ in the queue
 
     pub(super) fn evaluate_multi(
