@@ -284,8 +284,8 @@ impl Operators {
         }
         self.tally.count(&operator, &outcome);
         match outcome {
-            Outcome::Done => view.ended(region, true, 0, now_ms),
-            Outcome::Failed(_) => view.ended(region, false, config.failed_rest_ms, now_ms),
+            Outcome::Done => view.ended_well(region),
+            Outcome::Failed(_) => view.failed(region, operator.plan.priority, config.failed_rest_ms, now_ms),
             Outcome::Cancelled(_) | Outcome::Replaced(_) => {}
         }
         while self.history.len() >= config.history_max.max(1) {

@@ -81,7 +81,7 @@ fn candidates(pass: &Pass) -> BTreeSet<RegionId> {
 
 /// Whether it can be repaired now at all: somebody leads it and no change is half done.
 fn is_ill(pass: &Pass, region: &RegionView) -> bool {
-    let rests = region.goal.is_none() && pass.now_ms < region.rest_until_ms;
+    let rests = region.goal.is_none() && region.rests(pass.kind.priority(), pass.now_ms);
     let lost = region.stores().any(|store| is_lost(pass, region, store));
     let learners = region.peers().iter().any(|peer| peer.learner) && region.goal.is_none();
     let wrong = region.voters().count() != pass.config.replicas || lost || learners;

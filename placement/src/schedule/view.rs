@@ -23,6 +23,7 @@ pub use index::{Index, around};
 pub use region::{Goal, Load, REGION_BYTES_MIN, RegionNews, RegionView};
 pub use store::{Drain, StoreState, StoreView, Sums};
 
+use super::plan::Priority;
 use super::preference::Preference;
 
 /// Location labels that are told apart at most: one byte of the measure of crowding each.
@@ -262,15 +263,22 @@ impl View {
         self.change_region(id, |region| region.goal = goal);
     }
 
-    /// An operator on a region ended well, or it failed and the region rests for a while, longer each time.
-    pub fn ended(&mut self, id: RegionId, well: bool, rest_ms: u64, now_ms: u64) {
-        let Some(region) = self.regions.get_mut(&id) else { return };
-        if well {
-            region.failures = 0;
-        } else {
-            region.rest_until_ms = now_ms + (rest_ms << region.failures.min(6));
-            region.failures += 1;
+    /// An operator on a region ended well.
+    pub fn ended_well(&mut self, id: RegionId) {
+        if let Some(region) = self.regions.get_mut(&id) {
+            (region.failures, region.rests_from) = (0, None);
         }
+    }
+
+    /// An operator of this priority on a region failed: the region rests for a while, longer each time.
+    pub fn failed(&mut self, id: RegionId, priority: Priority, rest_ms: u64, now_ms: u64) {
+        let Some(region) = self.regions.get_mut(&id) else { return };
+        if now_ms >= region.rest_until_ms {
+            region.rests_from = None;
+        }
+        region.rests_from = region.rests_from.max(Some(priority));
+        region.rest_until_ms = now_ms + (rest_ms << region.failures.min(6));
+        region.failures += 1;
     }
 
     /// What operators use of each store's limits.
@@ -417,6 +425,15 @@ fn renewed(old: Option<RegionView>, news: RegionNews, now_ms: u64) -> RegionView
     let range_since_ms = same_range.map_or(now_ms, |old| old.range_since_ms);
     match old {
         Some(old) => RegionView { news, down_since, range_since_ms, ..old },
-        None => RegionView { news, down_since, range_since_ms, goal: None, rest_until_ms: 0, failures: 0, crowding: 0 },
+        None => RegionView {
+            news,
+            down_since,
+            range_since_ms,
+            goal: None,
+            rest_until_ms: 0,
+            rests_from: None,
+            failures: 0,
+            crowding: 0,
+        },
     }
 }

@@ -91,7 +91,21 @@ fn schedule_remembers_only_the_last_operators_and_lets_failed_regions_rest() {
         let rest = view.region(RegionId(1)).unwrap().rest_until_ms - 1_000_000;
         assert_eq!(rest, config.failed_rest_ms << (round - 1));
     }
+    let region = view.region(RegionId(1)).unwrap();
+    assert!(region.rests(Priority::Repair, 1_000_001) && !region.is_free(1_000_001));
     let ids: Vec<u64> = operators.history().map(|ended| ended.operator.id.0).collect();
     assert_eq!(ids, [5, 4, 3]);
     assert_eq!(operators.history().next().unwrap().outcome.to_string(), "failed: the disk is full");
+}
+
+#[test]
+fn schedule_does_not_let_a_failed_balance_hold_up_a_repair() {
+    let (mut view, config, mut operators) = (view(1), Config::default(), Operators::default());
+    operators.feed_ids(1_000, IDS_AT_HAND);
+    let plan = moving(&view, 1, 4, Priority::Balance);
+    let id = operators.start(plan, &mut view, &config, 1_000).unwrap();
+    operators.refused(id, "the target did not take over", &mut view, &config, 1_000);
+    let region = view.region(RegionId(1)).unwrap();
+    assert!(!region.is_free(2_000) && region.rests(Priority::Balance, 2_000) && !region.rests(Priority::Repair, 2_000));
+    assert!(region.is_free(1_000 + config.failed_rest_ms));
 }

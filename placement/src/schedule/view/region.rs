@@ -3,6 +3,7 @@
 use braid_proto::id::{PeerId, RegionId, StoreId};
 use braid_proto::pb::{Peer, Region};
 
+use super::super::plan::Priority;
 use super::View;
 use super::store::StoreState;
 
@@ -61,6 +62,8 @@ pub struct RegionView {
     pub goal: Option<Goal>,
     /// It is left alone until then.
     pub rest_until_ms: u64,
+    /// The most urgent of the operators that have failed on it lately. What is more urgent need not wait.
+    pub rests_from: Option<Priority>,
     /// Operators that have failed on it since the last that ended well.
     pub failures: u32,
     /// How close its peers are, see `View::crowding`.
@@ -133,6 +136,11 @@ impl RegionView {
             && self.news.down.is_empty()
             && self.news.catching_up.is_empty()
             && self.peers().iter().all(|peer| !peer.learner)
+    }
+
+    /// Whether it is left alone also by a plan of this priority.
+    pub fn rests(&self, priority: Priority, now_ms: u64) -> bool {
+        now_ms < self.rest_until_ms && self.rests_from.is_some_and(|failed| failed >= priority)
     }
 
     /// Whether an operator may be begun that is not urgent.
