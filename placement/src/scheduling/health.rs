@@ -74,6 +74,9 @@ fn members(shared: &Shared, found: &mut Findings) {
     }
 }
 
+/// What a finding is about.
+type Holds<'a> = dyn Fn(&RegionView) -> bool + 'a;
+
 fn regions(memory: &Memory, found: &mut Findings) {
     let view = memory.scheduling.driver().view();
     let replicas = memory.scheduling.settings().config.replicas;
@@ -105,13 +108,12 @@ fn regions(memory: &Memory, found: &mut Findings) {
         ));
     }
     let serving = || looked_at().filter(leads).filter(|region| !without_quorum.contains(&region.id()));
-    let of = |holds: &dyn Fn(&RegionView) -> bool| -> Vec<RegionId> {
-        serving().filter(|region| holds(region)).map(RegionView::id).collect()
-    };
+    let of =
+        |holds: &Holds| -> Vec<RegionId> { serving().filter(|region| holds(region)).map(RegionView::id).collect() };
     let ill = |region: &RegionView| has_silent_voter(region, view);
     let few = |region: &RegionView| !ill(region) && region.voters().count() < replicas;
     let many = |region: &RegionView| !ill(region) && region.voters().count() > replicas;
-    let classes: [(&dyn Fn(&RegionView) -> bool, &str); 3] = [
+    let classes: [(&Holds, &str); 3] = [
         (&ill, "have replicas that do not answer: one more loss may stop them; see the stores that are not up"),
         (&few, "have fewer replicas than they should: the repair scheduler adds them where a store takes them"),
         (&many, "have more replicas than they should: the repair scheduler takes them away"),

@@ -62,6 +62,9 @@ fn name(state: &StoreState) -> &'static str {
     }
 }
 
+/// A part of a tally.
+type Count = fn(&Tally) -> u64;
+
 /// Counts what has come since the last time.
 fn count(before: &Tally, now: &Tally) {
     for (by, name) in wanting() {
@@ -73,7 +76,7 @@ fn count(before: &Tally, now: &Tally) {
             }
         }
     }
-    let moves: [(&'static str, fn(&Tally) -> u64); 4] = [
+    let moves: [(&'static str, Count); 4] = [
         ("replica", |tally| tally.copies),
         ("leader", |tally| tally.transfers),
         ("split", |tally| tally.splits),

@@ -336,7 +336,7 @@ async fn operators_split_merge_and_move_what_an_administrator_names() {
 
     let merge = Wanted::Merge(MergeInto { region_id: right.id, target_id: left.id });
     world.beat_all().await;
-    let operator = world.plan(merge.clone()).await.expect("begun");
+    let operator = world.plan(merge).await.expect("begun");
     assert_eq!((operator.by.as_str(), operator.region_id), ("admin", right.id));
     assert_eq!(world.until_ended(operator.id).await.state, "done");
     let merged = world.group.stores.regions();
@@ -413,7 +413,7 @@ async fn scattered_regions_spread_over_all_stores_and_operators_can_be_cancelled
     let leader = world.group.stores.leader_of(region.region_id());
     world.group.stores.take_down(leader);
     let wanted = Wanted::MovePeer(MovePeer { region_id: region.id, from_store: from, to_store: to });
-    let operator = world.plan(wanted.clone()).await.expect("begun");
+    let operator = world.plan(wanted).await.expect("begun");
     let list = async |request: RegionListRequest| {
         let listed = world.admin().await.region_list(Request::new(request)).await.expect("answered");
         listed.into_inner().regions

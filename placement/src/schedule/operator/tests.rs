@@ -7,7 +7,7 @@ use super::*;
 use crate::schedule::view::RegionNews;
 
 fn peer(id: u64, learner: bool) -> Peer {
-    Peer { learner: learner, ..Peer::voter(10 + id, id) }
+    Peer { learner, ..Peer::voter(10 + id, id) }
 }
 
 fn news(conf_ver: u64, peers: &[Peer], leader: u64) -> RegionNews {
