@@ -210,7 +210,7 @@ impl fmt::Display for Report {
         if self.kinds.len() > 1 && self.watching.is_none() && self.expired.is_none() {
             writeln!(f, "{:<13}{}", "all", row(&self.latency))?;
         }
-        if let Some(lateness) = &self.lateness {
+        if let Some(lateness) = self.lateness.as_ref().filter(|lateness| lateness.count > 0) {
             writeln!(f, "{:<13}{}", "client late", row(lateness))?;
         }
         if let (false, Some(backlog), Some(rate)) = (self.kept_up(), self.backlog, self.rate) {
@@ -242,4 +242,23 @@ fn row(summary: &Summary) -> String {
         write!(text, "{:>10.3}", micros / 1e3).expect("writing to a string never fails");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backlog_of_more_than_one_in_a_hundred_is_told() {
+        let of = |rate, backlog| Report { rate, backlog, seconds: 2.0, ..Report::default() };
+        for (report, kept_up) in [
+            (of(Some(500.0), Some(0)), true),
+            (of(Some(500.0), Some(10)), true),
+            (of(Some(500.0), Some(11)), false),
+            (of(None, None), true),
+        ] {
+            assert_eq!(report.kept_up(), kept_up, "{report}");
+            assert_eq!(report.to_string().contains("CANNOT KEEP UP"), !kept_up, "{report}");
+        }
+    }
 }

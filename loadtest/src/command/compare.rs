@@ -21,7 +21,7 @@ Examples:
 
 /// Flags of `compare`.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("Rows of --all, in this order:\n  {}\n\n{EXAMPLES}", ALL.join(" ")))]
 pub struct Compare {
     /// The braid program [default: braid beside this program]
     #[arg(long, value_name = "FILE")]
