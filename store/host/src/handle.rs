@@ -12,10 +12,11 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 
 use crate::applied::AppliedIndex;
-use crate::change::{Changed, PeerChange};
+use crate::change::{ChangeRefused, Changed, PeerChange};
 use crate::config::Timing;
 use crate::lease::LeaseBasis;
 use crate::mail::{Command, Mail, MailBox, Note};
+use crate::merge::Frozen;
 use crate::meta::ApplyState;
 use crate::reads::Confirmed;
 use crate::split::SplitSpec;
@@ -213,6 +214,38 @@ impl PeerHandle {
     /// transfer; the leader itself stays. `done` tells how it ended, possibly before this returns.
     pub fn propose_change(&self, term: Term, epoch: RegionEpoch, change: PeerChange, done: Changed) {
         self.command(Command::Change { term: term.0, epoch, change, done });
+    }
+
+    /// What the region is frozen for, as this peer has applied it; durable.
+    pub fn frozen(&self) -> Option<Frozen> {
+        None
+    }
+
+    /// Freezes the region, whose leader has drained it (rules S1, S4), to go into `target`, which is at its epoch given
+    /// here. From the call on the lease is not renewed, and there is none while it is frozen.
+    pub fn propose_freeze(&self, term: Term, target: Region, done: Changed) {
+        _ = (term, target);
+        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+    }
+
+    /// Ends the freeze. `proof` is the target as it is now: it has left the epoch that the freeze is for, and does not hold
+    /// this region's keys. [`ChangeRefused::NotNow`] until the target's peer on this host has come as far.
+    pub fn propose_thaw(&self, term: Term, proof: Region, done: Changed) {
+        _ = (term, proof);
+        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+    }
+
+    /// Takes in `source`, as it was frozen for this region at its present epoch: by every one of its peers. The caller has
+    /// drained this region.
+    pub fn propose_merge(&self, term: Term, source: Region, done: Changed) {
+        _ = (term, source);
+        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+    }
+
+    /// Raises the version of the region, which is at `epoch`, so that no merge at that epoch can happen any more.
+    pub fn propose_bump(&self, term: Term, epoch: RegionEpoch, done: Changed) {
+        _ = (term, epoch);
+        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
     }
 
     /// Campaigns now instead of at the next election timeout, unless a promise to another leader stands.

@@ -38,6 +38,7 @@ mod inbound;
 mod lease;
 mod log;
 mod mail;
+mod merge;
 mod meta;
 mod peer;
 mod proposals;
@@ -57,6 +58,7 @@ pub use change::{ChangeRefused, Changed, PeerChange};
 pub use error::OpenError;
 pub use handle::{PROPOSAL_BYTES_MAX, PeerHandle, Transferred};
 pub use host::{Host, SupportHeld};
+pub use merge::Frozen;
 pub use reads::Confirmed;
 pub use split::SplitSpec;
 
@@ -116,6 +118,17 @@ pub trait StateMachine: Send + Sync + 'static {
         _ = (db, region);
         Ok(())
     }
+
+    /// `target` (as it is up to now) takes in `source` (as it was frozen), whose data stays where it is: what else changes
+    /// with that goes into `batch`, which the host writes synced. Called on the apply thread of every replica, where
+    /// everything of both up to here is applied; again after a crash that came before the batch was durable.
+    ///
+    /// # Errors
+    /// It cannot be told: fatal for the process.
+    fn merge(&self, db: &DB, target: &Region, source: &Region, batch: &mut WriteBatch) -> Result<(), String> {
+        _ = (db, target, source, batch);
+        Ok(())
+    }
 }
 
 /// A half-open range of raw RocksDB keys in one column family. An empty `end` is unbounded.
@@ -158,6 +171,18 @@ pub trait RegionMachine: Send + Sync + 'static {
     /// The region's range, peers or epoch changed by an applied entry. Called on the apply thread in log order.
     fn on_region(&self, region: &Region);
 
+    /// The region is frozen to go into another one, or (`None`) goes on by itself. Called on the apply thread in log order,
+    /// after [`Self::on_region`]; once more after the start of a peer that is frozen.
+    fn on_frozen(&self, frozen: Option<&Frozen>) {
+        _ = frozen;
+    }
+
+    /// The region, now `merged`, has taken in `source`. Called on the apply thread after that is durable and after
+    /// [`Self::on_region`], before the source's machine gets [`Self::on_destroyed`].
+    fn on_merged(&self, source: &Region, merged: &Region) {
+        _ = (source, merged);
+    }
+
     /// What this peer's lease rests on has changed so that it may end sooner, or is gone. Called before anything leaves this
     /// host that could let somebody else lead; must not block.
     fn on_lease(&self) {}
@@ -165,8 +190,9 @@ pub trait RegionMachine: Send + Sync + 'static {
     /// Approximate bytes and keys of the data, for reports.
     fn approximate_size(&self) -> (u64, u64);
 
-    /// This peer was removed from its region for good: what waits for it here will not be answered. Called once, on the
-    /// apply thread, after that is durable and before the data is deleted; nothing is called afterwards.
+    /// This peer is gone for good, removed from its region or with its region: what waits for it here will not be answered.
+    /// Called once, on the apply thread, after that is durable and before the data is deleted (what another region has
+    /// taken in is not); nothing is called afterwards.
     fn on_destroyed(&self) {}
 }
 
