@@ -15,6 +15,7 @@ use thiserror::Error;
 use tracing::info;
 
 pub mod identity;
+pub mod neighbours;
 
 use identity::{Claim, IDENTITY_FILE, Identity, IdentityError};
 
@@ -108,6 +109,11 @@ impl Folder {
             info!(folder = %self.path.display(), file = IDENTITY_FILE, "wrote who the folder belongs to");
         }
         Ok(self.identity.insert(identity))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A folder inside, made if needed.

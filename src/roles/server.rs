@@ -13,12 +13,13 @@ use super::member::{self, Begin, Member};
 use super::process::Process;
 use super::proxy_part::{self, Beside, ProxyIdentity, ProxyPart};
 use super::store_part::{self, StorePart, registration};
-use super::waiting::registered;
+use super::waiting::{refused, registered};
 use crate::args::roles::ServerArgs;
 use crate::args::types::Url;
 use crate::cluster::Membership;
 use crate::folder::Folder;
 use crate::folder::identity::{Claim, Role};
+use crate::folder::neighbours;
 use crate::listen::Ports;
 
 /// A process whose flags make sense and whose ports and folder are its own.
@@ -64,16 +65,31 @@ impl Server {
     async fn serve(&mut self, member: &Member, ports: Ports, peers: &mut PeerPort) -> Result<()> {
         let placement = Arc::new(PlacementClient::new(self.endpoints()));
         let me = &self.membership.me().url;
-        let request = registration(&self.args.member.name, me, &self.args.labels.labels, self.folder.registered());
-        let registered = tokio::select! {
-            registered = registered(&placement, request) => registered?,
-            () = self.process.stop.wanted() => return Ok(()),
-            error = peers.failed() => return Err(error),
+        let known = self.folder.registered();
+        let request = registration(&self.args.member.name, me, &self.args.labels.labels, known);
+        let admitted = match known {
+            // Its regions need not wait for placement's leader.
+            Some(known) => known,
+            None => tokio::select! {
+                registered = registered(&placement, request.clone()) => registered?,
+                () = self.process.stop.wanted() => return Ok(()),
+                error = peers.failed() => return Err(error),
+            },
         };
-        self.folder.claim(claim(&self.args, &self.membership, Some(registered)))?;
-        let links = Links::new(self.membership.cluster_id, placement, Some(member.number_service()));
-        let result = self.serve_clients(registered, &links, ports, peers).await;
+        self.folder.claim(claim(&self.args, &self.membership, Some(admitted)))?;
+        neighbours::recall(self.folder.path(), &self.fabric.addresses);
+        let remember = neighbours::remember(Arc::from(self.folder.path()), self.fabric.addresses.clone());
+        let remembering = tokio::spawn(remember);
+        let links = Links::new(self.membership.cluster_id, Arc::clone(&placement), Some(member.number_service()));
+        let unwanted = async {
+            match known {
+                Some(known) => refused(&placement, request, known).await,
+                None => std::future::pending().await,
+            }
+        };
+        let result = self.serve_clients(admitted, &links, ports, peers, unwanted).await;
         links.numbers.stop();
+        remembering.abort();
         result
     }
 
@@ -83,6 +99,7 @@ impl Server {
         links: &Links,
         ports: Ports,
         peers: &mut PeerPort,
+        unwanted: impl Future<Output = anyhow::Error>,
     ) -> Result<()> {
         let (dir, storage): (PathBuf, _) = (self.folder.part(store_part::FOLDER)?, &self.args.storage);
         let store = StorePart::open(dir, registered, storage, links, &self.fabric, &self.store).await?;
@@ -99,6 +116,7 @@ impl Server {
         let result = tokio::select! {
             () = self.process.stop.wanted() => Ok(()),
             error = peers.failed() => Err(error),
+            error = unwanted => Err(error),
         };
         proxy.stop().await;
         store.shutdown().await;

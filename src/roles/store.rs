@@ -10,11 +10,12 @@ use super::fabric::{Fabric, LateStore};
 use super::links::Links;
 use super::process::Process;
 use super::store_part::{self, StorePart, registration};
-use super::waiting::{placement_client, registered};
+use super::waiting::{placement_client, refused, registered};
 use crate::args::roles::StoreArgs;
 use crate::args::types::Url;
 use crate::folder::Folder;
 use crate::folder::identity::{Claim, Role};
+use crate::folder::neighbours;
 use crate::listen::Ports;
 
 /// Runs until a signal or a failure ends it.
@@ -30,14 +31,21 @@ pub async fn run(args: StoreArgs) -> Result<()> {
     folder.claim(claim(&args, None))?;
 
     // The port is served once the store is open: nobody sends anything to a store that has not registered.
-    let request = registration(&args.name, &peer, &args.labels.labels, folder.registered());
-    let registered = tokio::select! {
-        registered = registered(&placement, request) => registered?,
-        () = process.stop.wanted() => return Ok(()),
+    let known = folder.registered();
+    let request = registration(&args.name, &peer, &args.labels.labels, known);
+    let registered = match known {
+        // Its regions need not wait for placement's leader.
+        Some(known) => known,
+        None => tokio::select! {
+            registered = registered(&placement, request.clone()) => registered?,
+            () = process.stop.wanted() => return Ok(()),
+        },
     };
     folder.claim(claim(&args, Some(registered)))?;
     let fabric = Arc::new(Fabric::new(registered.cluster_id));
-    let links = Links::new(registered.cluster_id, placement, None);
+    neighbours::recall(folder.path(), &fabric.addresses);
+    let remembering = tokio::spawn(neighbours::remember(Arc::from(folder.path()), fabric.addresses.clone()));
+    let links = Links::new(registered.cluster_id, Arc::clone(&placement), None);
     let late = LateStore::default();
     let mut peers = fabric.serve(ports, late.add_to(fabric.routes()), &process);
     let dir = folder.part(store_part::FOLDER)?;
@@ -46,9 +54,11 @@ pub async fn run(args: StoreArgs) -> Result<()> {
     let result = tokio::select! {
         () = process.stop.wanted() => Ok(()),
         error = peers.failed() => Err(error),
+        error = refused(&placement, request, registered), if known.is_some() => Err(error),
     };
     store.shutdown().await;
     links.numbers.stop();
+    remembering.abort();
     peers.stop().await;
     result
 }

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use braid_placement_client::PlacementClient;
 use braid_proto::id::ClusterId;
 use braid_proto::pb::{RegisterStoreRequest, StatusRequest};
@@ -37,6 +37,16 @@ pub async fn registered(placement: &PlacementClient, request: RegisterStoreReque
             Err(OpenError::Placement(error)) => warn!(%error, "waiting for placement"),
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Tells placement where a store is that it has admitted before, while the store opens already. Resolves only if placement
+/// does not want it any more, or knows it as another one.
+pub async fn refused(placement: &PlacementClient, request: RegisterStoreRequest, known: Registered) -> anyhow::Error {
+    match registered(placement, request).await {
+        Ok(now) if now == known => std::future::pending().await,
+        Ok(now) => anyhow!("placement calls this store {}, its folder says {}", now.store_id, known.store_id),
+        Err(error) => error,
     }
 }
 

@@ -65,12 +65,14 @@ impl Peer {
         }
         self.renounce_if_due();
         // Who follows nobody, having led last perhaps, must speak up: others may be bound to it until it does.
-        if !self.guard.may_campaign(now.0) || !(elections || self.guard.followed().is_none()) {
+        if !(elections || self.guard.followed().is_none()) {
             return;
         }
         let promised = |host, incarnation| env.support.promised(host, incarnation, now);
-        // The clock runs up to the end but not past it: when support lapses, the rest of the random timeout is left.
-        if self.raw.raft.election_elapsed + 1 >= env.timing.election_ticks && self.guard.bound(promised) {
+        // The clock runs up to the end but not past it: when support lapses, or the quiet after a start or a split is over,
+        // the rest of the random timeout is left.
+        let at_the_end = self.raw.raft.election_elapsed + 1 >= env.timing.election_ticks;
+        if at_the_end && (!self.guard.may_campaign(now.0) || self.guard.bound(promised)) {
             return;
         }
         self.raw.tick();

@@ -41,6 +41,20 @@ impl AddressBook {
         self.shared.entries.read().get(&(domain, host)).cloned()
     }
 
+    /// Every host of `domain` that is known, by id.
+    pub fn all(&self, domain: Domain) -> Vec<(u64, Arc<str>)> {
+        let entries = self.shared.entries.read();
+        let of_domain = entries.iter().filter(|((known, _), _)| *known == domain);
+        let mut all: Vec<_> = of_domain.map(|((_, host), address)| (*host, Arc::clone(address))).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Counts changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
     /// Returns once the host's address is another one than `address`.
     pub(super) async fn moved(&self, domain: Domain, host: u64, address: &str) {
         // Subscribe first, look second: a change in between is then seen by `changed`.
