@@ -15,7 +15,7 @@ use braid_proto::error;
 use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{
-    NotLeader, Peer, Refusal, RegionNotFound, RegionRequest, Store, refusal, region_request, region_response,
+    NotLeader, Peer, Refusal, Region, RegionNotFound, RegionRequest, Store, refusal, region_request, region_response,
 };
 use braid_proto::service::RegionService;
 use tokio::time::{Instant, timeout_at};
@@ -257,6 +257,20 @@ impl Regions {
                 Err(_) => Err(NoAnswer::Failed(error::TIMEOUT.into())),
             },
         }
+    }
+
+    /// Asks the replica of `region` on `store`, once, however old what is known of the region is. A refusal is an answer here.
+    ///
+    /// # Errors
+    /// It does not answer in time.
+    pub async fn ask_store(
+        &self,
+        store: StoreId,
+        region: &Region,
+        op: &region_request::Op,
+        patience: Patience,
+    ) -> Result<region_response::Result, NoAnswer> {
+        self.ask_replica(&Route::new(region.clone(), StoreId::INVALID), store, op, patience).await
     }
 
     fn take_in(&self, lesson: Lesson, route: &Arc<Route>, store: StoreId, anchor: &[u8], attempts: &mut Attempts) {

@@ -36,7 +36,7 @@ pub struct Route {
 }
 
 impl Route {
-    fn new(region: Region, leader: StoreId) -> Self {
+    pub(crate) fn new(region: Region, leader: StoreId) -> Self {
         Self {
             region: region.region_id(),
             epoch: region.region_epoch(),

@@ -49,6 +49,7 @@ use crate::view::{BaseView, Damaged, View};
 mod lease_work;
 mod leases;
 mod locks;
+mod merging;
 mod multi;
 mod numbers;
 #[cfg(test)]
@@ -62,6 +63,7 @@ pub use lease_work::{LEASE_KEYS_AT_ONCE, LeaseState, LeaseWork, Registered};
 pub use leases::{CHECKPOINT_MS, EXPIRING_MAX, EXTENSION_MS, Keep, LeaseTable};
 pub use locks::{ASK_TICKS, LOCKS_MAX, SILENT_TICKS_MAX};
 use locks::{Denied, LockTable};
+pub use merging::Reign;
 pub use multi::{Blocker, Outcome};
 use numbers::Numbers;
 pub use words::{BatchId, Block, Effect, EntryEnd, EntryId, Woken, Work, busy, not_found, timed_out, unknown};
@@ -185,8 +187,25 @@ pub struct Pipeline<R, W> {
     in_flight_bytes: usize,
     compacted: i64,
     barrier: Option<Barrier>,
-    /// The peer is destroyed: nothing is served any more.
-    gone: bool,
+    /// The region is frozen, and goes into another one unless it is thawed: nothing is served (`merging`).
+    frozen: bool,
+    /// The term that this peer leads in as far as raft is concerned, while the region is frozen.
+    frozen_term: Option<Term>,
+    /// Counts how often it has begun to evaluate.
+    reigns: u64,
+    /// The peer is destroyed, and this is what everybody is told: nothing is served any more.
+    gone: Option<Refusal>,
+}
+
+/// What a barrier waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Nothing is in flight: for a transfer (rule O7).
+    Idle,
+    /// And no key is locked: for a split (rule S3).
+    Unlocked,
+    /// And there are no records of transactions either: for a merge (rule S4).
+    Empty,
 }
 
 /// A stop of evaluation that somebody has asked for.
@@ -194,6 +213,8 @@ pub struct Pipeline<R, W> {
 enum Barrier {
     /// No new locks, until those that stand are gone.
     Unlocking,
+    /// No new locks, until those that there are, and all records, are gone.
+    Emptying,
     /// No evaluation.
     Draining,
     /// Nothing is in flight, and who asked has been told.
@@ -232,7 +253,10 @@ impl<R, W> Pipeline<R, W> {
             in_flight_bytes: 0,
             compacted: 0,
             barrier: None,
-            gone: false,
+            frozen: false,
+            frozen_term: None,
+            reigns: 0,
+            gone: None,
         }
     }
 
@@ -277,38 +301,44 @@ impl<R, W> Pipeline<R, W> {
         leases: Vec<(i64, StoredLease)>,
         effects: &mut Vec<Effect<R, W>>,
     ) {
-        if term >= self.newest_term && !self.gone {
-            self.newest_term = term;
-            self.leading = Some(term);
-            self.leader = None;
-            self.locks = LockTable::load(locks);
-            self.leases = LeaseTable::load(leases, self.now);
-            self.carry_all(effects);
-            self.revoke_all(effects);
+        if term < self.newest_term || self.gone.is_some() {
+            return;
         }
+        self.newest_term = term;
+        self.leader = None;
+        if self.frozen {
+            self.frozen_term = Some(term);
+            return;
+        }
+        self.leading = Some(term);
+        self.reigns += 1;
+        self.locks = LockTable::load(locks);
+        self.leases = LeaseTable::load(leases, self.now);
+        self.carry_all(effects);
+        self.revoke_all(effects);
     }
 
     /// This peer does not lead (any more), as of `term`. What was not proposed is refused, it certainly did not happen;
     /// proposed entries wait for their outcome.
     pub fn on_follower(&mut self, term: Term, leader: Option<Peer>, effects: &mut Vec<Effect<R, W>>) {
-        if term < self.newest_term || self.gone {
+        if term < self.newest_term || self.gone.is_some() {
             return;
         }
         self.newest_term = term;
         self.leader = leader;
-        if self.leading.is_some_and(|led| led <= term) {
-            self.leading = None;
-        }
+        self.leading.take_if(|led| *led <= term);
+        self.frozen_term.take_if(|led| *led <= term);
         if self.leading.is_none() {
             self.abandon(effects);
         }
     }
 
-    /// The peer is destroyed: what was not proposed is refused, and everything that comes, as by a store without the region.
-    /// What was proposed waits for its outcome.
-    pub fn on_destroyed(&mut self, effects: &mut Vec<Effect<R, W>>) {
-        self.gone = true;
+    /// The peer is destroyed: what was not proposed is refused by `refusal`, and everything that comes. What was proposed
+    /// waits for its outcome.
+    pub fn on_destroyed(&mut self, refusal: Refusal, effects: &mut Vec<Effect<R, W>>) {
+        self.gone = Some(refusal);
         self.leading = None;
+        self.frozen_term = None;
         self.leader = None;
         self.abandon(effects);
     }
@@ -435,13 +465,17 @@ impl<R, W> Pipeline<R, W> {
     }
 
     /// Stops evaluation until [`Self::end_barrier`]; [`Effect::Drained`] follows once nothing is in flight (rule S1).
-    /// `unlocked`: and once no key is locked, which a split and a merge need (rules S3, S4); until then everything but
-    /// new locks goes on. False: another barrier stands, or this peer does not lead.
-    pub fn begin_barrier(&mut self, unlocked: bool) -> bool {
+    /// What `until` waits for beside that, it waits for before: until then everything but new locks goes on. False: another
+    /// barrier stands, or this peer does not lead.
+    pub fn begin_barrier(&mut self, until: Until) -> bool {
         if self.barrier.is_some() || self.leading.is_none() {
             return false;
         }
-        self.barrier = Some(if unlocked { Barrier::Unlocking } else { Barrier::Draining });
+        self.barrier = Some(match until {
+            Until::Idle => Barrier::Draining,
+            Until::Unlocked => Barrier::Unlocking,
+            Until::Empty => Barrier::Emptying,
+        });
         true
     }
 
@@ -466,17 +500,17 @@ impl<R, W> Pipeline<R, W> {
 
     /// Refusal for a request that names another epoch than the region's.
     pub fn epoch_mismatch(&self) -> Refusal {
-        if self.gone {
-            return not_found();
+        if let Some(refusal) = self.unserved() {
+            return refusal;
         }
         let current = vec![self.region.clone()];
         Refusal { reason: Some(refusal::Reason::EpochMismatch(pb::EpochMismatch { current })) }
     }
 
-    /// Refusal that names the leader, if one is known; of a peer that is destroyed, that there is no such region here.
+    /// Refusal that names the leader, if one is known; of a peer that is destroyed, or whose region is frozen, just that.
     pub fn not_leader(&self) -> Refusal {
-        if self.gone {
-            return not_found();
+        if let Some(refusal) = self.unserved() {
+            return refusal;
         }
         Refusal { reason: Some(refusal::Reason::NotLeader(pb::NotLeader { leader: self.leader })) }
     }
@@ -771,7 +805,12 @@ impl<R, W> Pipeline<R, W> {
     }
 
     fn advance_barrier(&mut self, effects: &mut Vec<Effect<R, W>>) {
-        if self.barrier == Some(Barrier::Unlocking) && !self.locks.any_stands() {
+        let clear = match self.barrier {
+            Some(Barrier::Unlocking) => !self.locks.any_stands(),
+            Some(Barrier::Emptying) => self.locks.is_empty(),
+            _ => false,
+        };
+        if clear {
             self.barrier = Some(Barrier::Draining);
         }
         let idle = self.ready.is_empty() && self.batch.is_none() && self.entries.is_empty();

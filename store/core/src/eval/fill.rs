@@ -36,7 +36,9 @@ pub fn fill(response: &mut region_response::Result, lookup: &dyn Fn(u64) -> i64,
         | region_response::Result::RegisterLease(_)
         | region_response::Result::ListLeases(_)
         | region_response::Result::AttachLease(_)
-        | region_response::Result::Hash(_) => {}
+        | region_response::Result::Hash(_)
+        | region_response::Result::Absorb(_)
+        | region_response::Result::Frozen(_) => {}
     }
 }
 

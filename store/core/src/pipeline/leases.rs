@@ -102,16 +102,27 @@ impl LeaseTable {
     /// What is applied when a term begins at `now`.
     pub fn load(rows: Vec<(i64, StoredLease)>, now: u64) -> Self {
         let mut table = Self::default();
+        table.absorb(rows, now);
+        table
+    }
+
+    /// Takes in what is applied of leases that another leader has kept until `now`, as when a term begins (rule L4). Returns
+    /// those that are on their way out, with their ranges.
+    pub fn absorb(&mut self, rows: Vec<(i64, StoredLease)>, now: u64) -> Vec<(i64, Vec<LeaseRange>)> {
+        let mut revoking = Vec::new();
         for (id, row) in rows {
             let left = if row.remaining > 0 { row.remaining } else { row.ttl };
             let deadline = end(now, left).saturating_add(EXTENSION_MS);
-            if !row.revoking {
-                table.ends.push(Reverse((deadline, id)));
-                table.look_later(id, row.ttl, now);
+            if row.revoking {
+                revoking.push((id, row.ranges.clone()));
+            } else {
+                self.ends.push(Reverse((deadline, id)));
+                self.look_later(id, row.ttl, now);
             }
-            table.leases.insert(id, Lease { row, deadline, new: false, due: false });
+            let before = self.leases.insert(id, Lease { row, deadline, new: false, due: false });
+            debug_assert!(before.is_none(), "lease {id} has two records");
         }
-        table
+        revoking
     }
 
     /// How many there are.

@@ -506,8 +506,8 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
     let mut script = Script::leading(1);
     script.submit(1, put("a", "1"));
     let (batch, _) = script.asked();
-    assert!(script.pipeline.begin_barrier(false));
-    assert!(!script.pipeline.begin_barrier(false), "one barrier at a time");
+    assert!(script.pipeline.begin_barrier(Until::Idle));
+    assert!(!script.pipeline.begin_barrier(Until::Idle), "one barrier at a time");
     script.submit(2, put("b", "2"));
     script.numbered(batch, 1);
     let entry = script.proposed();
@@ -525,7 +525,7 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
 #[test]
 fn the_epoch_is_checked_when_the_request_is_evaluated() {
     let mut script = Script::leading(1);
-    assert!(script.pipeline.begin_barrier(false));
+    assert!(script.pipeline.begin_barrier(Until::Idle));
     script.submit(1, put("b", "2"));
     let version = EPOCH.version + 1;
     let region = Region { id: 7, epoch: Some(RegionEpoch { version, ..EPOCH }), ..Default::default() };

@@ -51,7 +51,7 @@ fn a_destroyed_peer_refuses_what_waits_and_what_comes_as_unknown_here() {
     script.submit(3, put("c", "3"));
     let seq = script.pipeline.in_flight(&single("a"), 11).expect("in flight");
     script.pipeline.wait_applied(seq, 9, &mut script.effects);
-    script.pipeline.on_destroyed(&mut script.effects);
+    script.pipeline.on_destroyed(not_found(), &mut script.effects);
     let not_here = "RegionNotFound(RegionNotFound)";
     assert_eq!(script.answers(), [format!("2 {not_here}"), format!("3 {not_here}"), "wake 9 false".to_owned()]);
     script.numbered(second, 20);
@@ -63,5 +63,5 @@ fn a_destroyed_peer_refuses_what_waits_and_what_comes_as_unknown_here() {
     script.end(entry, EntryEnd::Unknown);
     assert_eq!(script.answers(), [format!("4 {not_here}"), format!("5 {not_here}"), "1 unknown".to_owned()]);
     assert_eq!(script.pipeline.depth(), (0, 0));
-    assert!(!script.pipeline.begin_barrier(false));
+    assert!(!script.pipeline.begin_barrier(Until::Idle));
 }
