@@ -19,7 +19,7 @@ use braid_store_client::deadline::Patience;
 use braid_store_client::regions::Ask;
 use braid_store_client::retry::{self, Kind};
 use braid_store_core::epoch;
-use braid_store_core::pipeline::{not_found, timed_out};
+use braid_store_core::pipeline::timed_out;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
@@ -62,6 +62,9 @@ pub async fn serve(
     epoch: RegionEpoch,
     timeout: Duration,
 ) -> RegionResponse {
+    if let Some(refused) = region.unserved() {
+        return refusal(refused);
+    }
     if !epoch::serves(&region.handle().region(), epoch) {
         return refusal(region.with(|pipeline, _| pipeline.epoch_mismatch()));
     }
@@ -76,7 +79,7 @@ pub async fn serve(
         None if request.leader => region.refuse_not_leader(),
         None if wanted > 0 => match reach(&region, wanted, Patience::within(timeout)).await {
             true => answer(here(&region), 0),
-            false if region.is_gone() => refusal(not_found()),
+            false if region.is_gone() => refusal(region.ended()),
             false => refusal(timed_out("this replica does not have everything up to the revision yet")),
         },
         None => {

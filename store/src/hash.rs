@@ -16,7 +16,7 @@ use braid_proto::key::KeyRange;
 use braid_proto::pb::{HashRequest, RegionEpoch, RegionResponse, region_response};
 use braid_store_client::deadline::Patience;
 use braid_store_core::hash::RangeHash;
-use braid_store_core::pipeline::{busy, not_found, timed_out};
+use braid_store_core::pipeline::{busy, timed_out};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -50,7 +50,7 @@ pub async fn serve(
     }
     if !frontier::reach(&region, request.revision, catch_up).await {
         if region.is_gone() {
-            return refusal(not_found());
+            return refusal(region.ended());
         }
         return refusal(timed_out("this replica does not have everything up to the revision yet"));
     }
@@ -58,7 +58,7 @@ pub async fn serve(
         return refusal(timed_out("too many ranges are being hashed"));
     };
     // A raft snapshot may have put another peer into the place of the one that has waited.
-    let Some(region) = regions.get(id) else { return refusal(not_found()) };
+    let Some(region) = regions.get(id) else { return refusal(regions.missing(id)) };
     let asked = Asked::default();
     let still_asked = Arc::clone(&asked.0);
     let scanning = Arc::clone(&region);
@@ -90,7 +90,7 @@ fn scan(region: &RegionPeer, request: &HashRequest, epoch: RegionEpoch, go_on: &
     });
     match hash {
         // What was hashed may have been half deleted.
-        _ if region.is_gone() => refusal(not_found()),
+        _ if region.is_gone() => refusal(region.ended()),
         Ok(Ok(hash)) => answer(hash),
         Ok(Err(refused)) => *refused,
         Err(Unhashed::Compacted) => etcd_error(error::COMPACTED),

@@ -175,7 +175,7 @@ pub async fn register(region: Weak<RegionPeer>, question: u64, id: i64, range: K
 /// not lead any more: the next leader goes on.
 pub async fn revoke(region: Weak<RegionPeer>, id: i64, ranges: Vec<LeaseRange>) {
     let Some(peer) = region.upgrade() else { return };
-    let Some(term) = peer.with(|pipeline, _| pipeline.leading()) else { return };
+    let Some(reign) = peer.with(|pipeline, _| pipeline.reign()) else { return };
     let (cluster, shared) = (Arc::clone(&peer.shared().cluster), Arc::clone(&peer.shared().revocations));
     drop(peer);
     let range = |range: LeaseRange| KeyRange { start: range.start, end: range.end };
@@ -185,7 +185,7 @@ pub async fn revoke(region: Weak<RegionPeer>, id: i64, ranges: Vec<LeaseRange>) 
         let patience = Patience::within(REVOKE_PATIENCE);
         let ended = revoke::carry_out(&cluster, &shared.terms, id, &ranges, patience).await;
         let Some(peer) = region.upgrade() else { return };
-        if peer.with(|pipeline, _| pipeline.leading()) != Some(term) {
+        if peer.with(|pipeline, _| pipeline.reign()) != Some(reign) {
             return;
         }
         match ended {

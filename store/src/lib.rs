@@ -18,6 +18,7 @@ mod heartbeat;
 mod leases;
 mod load;
 mod machine;
+mod merge;
 mod multi;
 mod orders;
 mod read;

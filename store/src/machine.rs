@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use braid_host::{DataRange, PeerHandle, RegionMachine, StateMachine};
 use braid_proto::id::RegionId;
-use braid_proto::pb::Region;
-use rocksdb::{ColumnFamilyDescriptor, DB};
+use braid_proto::pb::{Refusal, Region};
+use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
 
 use crate::engine;
 use crate::region::{Peers, RegionPeer, Shared};
@@ -27,6 +27,11 @@ impl Regions {
     /// The peer of `region` on this store.
     pub fn get(&self, region: RegionId) -> Option<Arc<RegionPeer>> {
         self.peers.get(&region).map(|peer| Arc::clone(&peer))
+    }
+
+    /// What is told about a region that has no peer here: where its keys are, if it went into another one.
+    pub fn missing(&self, region: RegionId) -> Refusal {
+        self.shared.ended.refusal(&self.peers, region)
     }
 
     /// What tells whoever follows them.
@@ -75,6 +80,10 @@ impl StateMachine for Regions {
 
     fn on_snapshot_mark(&self, mark: i64) -> Result<(), String> {
         self.shared.boundary.raise(mark).map(drop).map_err(|damage| damage.0)
+    }
+
+    fn merge(&self, db: &DB, target: &Region, source: &Region, batch: &mut WriteBatch) -> Result<(), String> {
+        engine::merge(db, &self.shared.boundary, target, source, batch).map_err(|damage| damage.0)
     }
 
     fn before_clear(&self, db: &DB, region: &Region) -> Result<(), String> {

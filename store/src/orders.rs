@@ -1,6 +1,7 @@
-//! What placement orders this store to do: create the first peers of regions, split a region, hand over leadership.
+//! What placement orders this store to do: create the first peers of regions, split a region,
+//! merge it into its neighbour, change its peers, hand over leadership.
 //!
-//! A split and a planned transfer are barriers (rules S1, O7): evaluation stops, what is in flight gets its number, is
+//! A split, a merge and a planned transfer are barriers (rules S1, O7): evaluation stops, what is in flight gets its number, is
 //! proposed and applied, then the change itself is made. So neither leaves a hole in the revision order.
 
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use braid_proto::key::{TAG_USER, lease_of};
 use braid_proto::pb::change_peers_request::Change;
 use braid_proto::pb::split_region_request::By;
 use braid_proto::pb::{
-    ChangePeersRequest, ChangePeersResponse, CreateRegionsResponse, Refusal, Region, SplitRegionRequest,
-    SplitRegionResponse, TransferLeaderRequest, TransferLeaderResponse,
+    ChangePeersRequest, ChangePeersResponse, CreateRegionsResponse, MergeRegionRequest, MergeRegionResponse, Refusal,
+    Region, SplitRegionRequest, SplitRegionResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use braid_store_core::load::Unsplit;
-use braid_store_core::pipeline::{busy, timed_out, unknown};
+use braid_store_core::pipeline::{Until, busy, timed_out, unknown};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -24,10 +25,14 @@ use tokio::sync::oneshot;
 
 use crate::engine::NoHalf;
 use crate::machine::Regions;
+use crate::merge;
 use crate::region::RegionPeer;
 
 /// How long a barrier may take to stand, and a change to be applied, before the order is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an order to merge waits for a frozen region to end or go on.
+const MERGE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a region has no half.
 const TOO_SMALL: &str = "the region is too small to split: no key of user data has a part of its data before it";
@@ -82,7 +87,7 @@ impl Orders {
         if let Err(invalid) = check_split(&current, &request) {
             return SplitRegionResponse { invalid, ..Default::default() };
         }
-        let term = match self.barrier(&region, request.epoch, true).await {
+        let term = match barrier(&region, request.epoch, Until::Unlocked, PATIENCE).await {
             Ok(term) => term,
             Err(refusal) => return SplitRegionResponse { refusal: Some(refusal), ..Default::default() },
         };
@@ -200,7 +205,7 @@ impl Orders {
         if target == self.store_id && region.with(|pipeline, _| pipeline.leading()).is_some() {
             return TransferLeaderResponse::default();
         }
-        let term = match self.barrier(&region, request.epoch, false).await {
+        let term = match barrier(&region, request.epoch, Until::Idle, PATIENCE).await {
             Ok(term) => term,
             Err(refusal) => return TransferLeaderResponse { refusal: Some(refusal), ..Default::default() },
         };
@@ -239,36 +244,115 @@ impl Orders {
         }
     }
 
-    /// Stops the region's writes and waits until nothing is in flight, and, if `unlocked`, nothing locked: then no lock
-    /// is ever cut in two (rule S3). Returns the term the change may be made in.
-    async fn barrier(
-        &self,
-        region: &RegionPeer,
-        epoch: Option<braid_proto::pb::RegionEpoch>,
-        unlocked: bool,
-    ) -> Result<Term, Refusal> {
-        let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
-            return Err(region.with(|pipeline, _| pipeline.not_leader()));
-        };
-        if epoch != region.handle().region().epoch {
-            return Err(region.with(|pipeline, _| pipeline.epoch_mismatch()));
+    /// Merges `region` into its neighbour: freezes it, and waits for what becomes of that. Once it is frozen, whoever leads it
+    /// goes on with the merge by itself.
+    pub async fn merge(&self, region: Arc<RegionPeer>, request: MergeRegionRequest) -> MergeRegionResponse {
+        let refused = |refusal| MergeRegionResponse { refusal: Some(refusal), ..Default::default() };
+        let failed = |failed| MergeRegionResponse { failed, ..Default::default() };
+        let target = request.target.unwrap_or_default();
+        let into = target.region_id();
+        match region.handle().frozen() {
+            Some(frozen) if frozen.target == into => return self.merged(&region, &target).await,
+            Some(frozen) => return failed(format!("{} is being merged into {}", region.id(), frozen.target)),
+            None => {}
         }
-        match tokio::time::timeout(PATIENCE, region.drain(unlocked)).await {
-            // Peers may have changed meanwhile, and the order was given for those that were.
-            Ok(true) if epoch != region.handle().region().epoch => {
-                region.release();
-                Err(region.epoch_mismatch())
+        let current = region.handle().region();
+        if region.with(|pipeline, _| pipeline.leading()).is_none() {
+            return refused(region.not_leader());
+        }
+        if request.epoch != current.epoch {
+            return refused(region.epoch_mismatch());
+        }
+        let wrong = match (merge::check(&current, &target), self.regions.get(into)) {
+            (Err(wrong), _) => Some(wrong),
+            (Ok(()), None) => Some(format!("{into} has no peer on this store")),
+            (Ok(()), Some(peer)) if *peer.handle().region() != target => {
+                let known = peer.handle().region().region_epoch();
+                Some(format!("{into} is at {known} here, and otherwise in the order, at {}", target.region_epoch()))
             }
-            Ok(true) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok(term),
-            Ok(true) => {
-                region.release();
-                Err(region.with(|pipeline, _| pipeline.not_leader()))
+            (Ok(()), Some(peer)) if peer.is_frozen() => Some(format!("{into} is being merged itself")),
+            _ if merge::is_awaited(&self.regions, region.id()) => {
+                Some(format!("another region is being merged into {}", region.id()))
             }
-            Ok(false) => Err(busy("another split or transfer of this region is under way, or its leader changed")),
-            Err(_) => {
-                region.release();
-                Err(timed_out("the region's writes did not drain in time"))
+            _ => region
+                .handle()
+                .report()
+                .filter(|report| !report.down_peers.is_empty())
+                .map(|report| format!("{} has peers that do not answer: {:?}", region.id(), report.down_peers)),
+        };
+        if let Some(wrong) = wrong {
+            return failed(wrong);
+        }
+        let term = match barrier(&region, request.epoch, Until::Empty, PATIENCE).await {
+            Ok(term) => term,
+            Err(refusal) => return refused(refusal),
+        };
+        let (tell, told) = oneshot::channel();
+        region.handle().propose_freeze(term, target.clone(), Box::new(move |ended| _ = tell.send(ended)));
+        let ended = tokio::time::timeout(PATIENCE, told).await;
+        if !matches!(ended, Ok(Ok(Ok(())))) {
+            region.release();
+        }
+        match ended {
+            // Freezing has ended the barrier.
+            Ok(Ok(Ok(()))) => self.merged(&region, &target).await,
+            Ok(Ok(Err(ChangeRefused::NotLeader))) => refused(region.not_leader()),
+            Ok(Ok(Err(ChangeRefused::Epoch))) => refused(region.epoch_mismatch()),
+            Ok(Ok(Err(ChangeRefused::NotNow(why)))) => refused(busy(&why)),
+            Ok(Ok(Err(ChangeRefused::Invalid(why)))) => failed(why),
+            Ok(Ok(Err(ChangeRefused::Unknown)) | Err(_)) | Err(_) => {
+                refused(unknown("the merge was begun, and may still happen"))
             }
+        }
+    }
+
+    /// What becomes of a region that is frozen for `target`.
+    async fn merged(&self, source: &RegionPeer, target: &Region) -> MergeRegionResponse {
+        let into = target.region_id();
+        if tokio::time::timeout(MERGE_PATIENCE, source.settled()).await.is_err() {
+            let refusal = Some(unknown("the region is frozen: it will be merged, or go on as it was"));
+            return MergeRegionResponse { refusal, ..Default::default() };
+        }
+        let region = self.regions.get(into).map(|peer| (*peer.handle().region()).clone());
+        match source.is_gone() {
+            true => MergeRegionResponse { region, ..Default::default() },
+            false => {
+                let failed = format!("{into} has not taken the region in; it goes on as it was");
+                MergeRegionResponse { failed, ..Default::default() }
+            }
+        }
+    }
+}
+
+/// Stops the region's writes and waits until nothing is in flight, and for what `until` says beside that: a split cuts no lock
+/// in two (rule S3), a merge meets none (rule S4). Returns the term the change may be made in.
+pub async fn barrier(
+    region: &RegionPeer,
+    epoch: Option<braid_proto::pb::RegionEpoch>,
+    until: Until,
+    patience: Duration,
+) -> Result<Term, Refusal> {
+    let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
+        return Err(region.with(|pipeline, _| pipeline.not_leader()));
+    };
+    if epoch != region.handle().region().epoch {
+        return Err(region.with(|pipeline, _| pipeline.epoch_mismatch()));
+    }
+    match tokio::time::timeout(patience, region.drain(until)).await {
+        // Peers may have changed meanwhile, and the order was given for those that were.
+        Ok(true) if epoch != region.handle().region().epoch => {
+            region.release();
+            Err(region.epoch_mismatch())
+        }
+        Ok(true) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok(term),
+        Ok(true) => {
+            region.release();
+            Err(region.with(|pipeline, _| pipeline.not_leader()))
+        }
+        Ok(false) => Err(busy("another split, merge or transfer of this region is under way, or its leader changed")),
+        Err(_) => {
+            region.release();
+            Err(timed_out("the region's writes did not drain in time"))
         }
     }
 }

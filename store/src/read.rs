@@ -19,7 +19,7 @@ use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
 use braid_proto::pb::{ReadRequest, RegionEpoch, RegionResponse, region_response};
 use braid_store_core::epoch;
-use braid_store_core::pipeline::{Blocker, Woken, busy, not_found, timed_out};
+use braid_store_core::pipeline::{Blocker, Woken, busy, timed_out};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -109,10 +109,17 @@ async fn linearizable(
     }
 }
 
-/// The refusal, if `span` does not lie in the region or the region is cut otherwise than at `epoch`.
+/// The refusal, if `span` does not lie in the region, the region is cut otherwise than at `epoch`, or it is frozen.
 pub fn wrong_region(region: &RegionPeer, span: &KeyRange, epoch: RegionEpoch) -> Option<RegionResponse> {
+    if let Some(refused) = region.unserved() {
+        return Some(refusal(refused));
+    }
     let current = region.handle().region();
     let right = epoch::serves(&current, epoch) && current.range().contains_range(span);
+    // A merge gives the region its name before its data.
+    if right && !region.data().covers(span) {
+        return Some(refusal(busy("the region is just being merged")));
+    }
     (!right).then(|| refusal(region.with(|pipeline, _| pipeline.epoch_mismatch())))
 }
 
@@ -196,7 +203,7 @@ async fn serializable(region: Arc<RegionPeer>, range: RangeRequest, read_at: i64
         };
         match collect(&region, &range, &span, (revision, applied), Vec::new()).await {
             // What was read may have been half deleted.
-            _ if region.is_gone() => return refusal(not_found()),
+            _ if region.is_gone() => return refusal(region.ended()),
             Ok(_) if region.handle().replacements() != Some(replaced) => {}
             Ok(answer) => return RegionResponse { result: Some(region_response::Result::Range(answer)) },
             Err(Answer::Done(refused)) => return refused,

@@ -8,18 +8,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use braid_host::{Entry, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
+use braid_host::{Entry, Frozen, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
 use braid_proto::error;
 use braid_proto::id::{RegionId, Term};
 use braid_proto::pb::{
-    Peer, Refusal, Region, RegionEntry, RegionEpoch, RegionResponse, region_request, region_response,
+    Peer, Refusal, Region, RegionEntry, RegionEpoch, RegionResponse, StoredLease, StoredLock, region_request,
+    region_response,
 };
 use braid_store_client::Regions as Cluster;
 use braid_store_core::epoch;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
-    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Woken, Work, not_found, timed_out,
+    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Until, Woken, Work, busy, not_found,
+    timed_out,
 };
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -33,6 +35,7 @@ use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
 use crate::leases::{self, Revocations};
 use crate::load::Load;
+use crate::merge::{self, Ended};
 use crate::multi;
 use crate::space::Space;
 use crate::watch::Publisher;
@@ -67,6 +70,8 @@ pub struct Shared {
     pub revocations: Arc<Revocations>,
     /// What there is to do and to tell for which regions: the others cost nothing.
     pub busy: Busy,
+    /// Where the keys of regions are that have ended.
+    pub ended: Ended,
 }
 
 /// The region peers of a store.
@@ -115,6 +120,12 @@ pub struct RegionPeer {
     gone: AtomicBool,
     /// Tells whoever waits for something to happen here that nothing will.
     gone_now: Notify,
+    /// Set while the region is frozen, which the pipeline knows too: for those who do not ask it.
+    frozen: AtomicBool,
+    /// Tells whoever waits for what becomes of the frozen region that it goes on.
+    thawed_now: Notify,
+    /// Somebody sees its merge through.
+    driven: AtomicBool,
     /// The leader's last word on how far this region is.
     promise: Promise,
     /// Who is told what is applied.
@@ -154,6 +165,9 @@ impl RegionPeer {
             damaged: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             gone_now: Notify::new(),
+            frozen: AtomicBool::new(false),
+            thawed_now: Notify::new(),
+            driven: AtomicBool::new(false),
             peers: Arc::downgrade(peers),
             promise: Promise::default(),
             live: Live::default(),
@@ -327,12 +341,12 @@ impl RegionPeer {
         }
     }
 
-    /// Stops evaluation and waits until nothing is in flight (rule S1), and, if `unlocked`, until nothing is locked.
+    /// Stops evaluation and waits until nothing is in flight (rule S1), and for what `until` says.
     /// False: another barrier stands or leadership is lost. After true, [`Self::release`] must follow.
-    pub async fn drain(&self, unlocked: bool) -> bool {
+    pub async fn drain(&self, until: Until) -> bool {
         let (tell, told) = oneshot::channel();
         let begun = self.with(|pipeline, _| {
-            let begun = pipeline.begin_barrier(unlocked);
+            let begun = pipeline.begin_barrier(until);
             if begun {
                 *self.drained.lock() = Some(tell);
             }
@@ -452,8 +466,8 @@ impl RegionPeer {
 
     /// The refusal of a peer that does not lead.
     pub fn refuse_not_leader(&self) -> RegionResponse {
-        if self.is_gone() {
-            return refusal(not_found());
+        if let Some(refused) = self.unserved() {
+            return refusal(refused);
         }
         let leader = self.handle.leader();
         refusal(braid_proto::pb::Refusal {
@@ -464,6 +478,62 @@ impl RegionPeer {
     /// Whether the peer is destroyed: its data is gone or about to go.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::SeqCst)
+    }
+
+    /// What everybody is told who finds the peer destroyed: where its keys are, if it went into another region.
+    pub fn ended(&self) -> Refusal {
+        let peers = self.peers.upgrade();
+        peers.map_or_else(not_found, |peers| self.shared.ended.refusal(&peers, self.id()))
+    }
+
+    /// What everybody is told, if this peer serves nothing at all.
+    pub fn unserved(&self) -> Option<Refusal> {
+        match self.is_gone() {
+            true => Some(self.ended()),
+            false => self.is_frozen().then(|| busy("the region is being merged")),
+        }
+    }
+
+    /// Whether the region is frozen here.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// Returns when the region is not frozen here (any more), or the peer destroyed.
+    pub async fn settled(&self) {
+        let thawed = self.thawed_now.notified();
+        if self.is_frozen() {
+            tokio::select! {
+                () = thawed => {}
+                () = self.destroyed() => {}
+            }
+        }
+    }
+
+    /// The term in which this peer sees through what has frozen its region; `None`: it does not.
+    pub fn frozen_term(&self) -> Option<Term> {
+        self.pipeline.lock().frozen_term()
+    }
+
+    /// The peer of another region on the same store.
+    pub fn neighbour(&self, region: RegionId) -> Option<Arc<RegionPeer>> {
+        self.peers.upgrade()?.get(&region).map(|peer| Arc::clone(&peer))
+    }
+
+    /// Whether nobody else sees the merge through; then the caller does, until it says so ([`Self::undriven`]).
+    pub fn take_wheel(&self) -> bool {
+        self.frozen_term().is_some() && !self.driven.swap(true, Ordering::SeqCst)
+    }
+
+    /// The caller does not see the merge through any more.
+    pub fn leave_wheel(&self) {
+        self.driven.store(false, Ordering::SeqCst);
+    }
+
+    fn see_through(&self) {
+        if self.take_wheel() {
+            self.shared.runtime.spawn(merge::drive(self.me.clone()));
+        }
     }
 
     /// Returns when the peer is destroyed.
@@ -483,7 +553,8 @@ impl RegionPeer {
         if let Some(peers) = self.peers.upgrade() {
             peers.remove_if(&self.id(), |_, peer| std::ptr::eq(Arc::as_ptr(peer), self));
         }
-        self.with(|pipeline, effects| pipeline.on_destroyed(effects));
+        let ended = self.ended();
+        self.with(|pipeline, effects| pipeline.on_destroyed(ended.clone(), effects));
         if let Some(tell) = self.drained.lock().take() {
             _ = tell.send(false);
         }
@@ -492,7 +563,7 @@ impl RegionPeer {
         self.has_news();
         self.data.trim();
         // Who adds a follow looks afterwards whether this peer still leads, so none is left behind.
-        self.live.leave(Term(u64::MAX), &not_found());
+        self.live.leave(Term(u64::MAX), &ended);
     }
 
     /// Whether its data could not be read.
@@ -508,6 +579,17 @@ impl RegionPeer {
             tracing::error!(region = %self.id(), why, "data of a region cannot be read; the peer refuses all requests. \
                 Remove this store's data folder and let it rejoin as a new store.");
         }
+    }
+}
+
+impl RegionPeer {
+    /// What a term begins with. On the apply thread: nothing is applied meanwhile.
+    fn rows(&self) -> (Vec<StoredLock>, Vec<(i64, StoredLease)>) {
+        let leases = self.data.leases().unwrap_or_else(|damage| {
+            self.poison(&damage.0);
+            Vec::new()
+        });
+        (self.data.locks(), leases)
     }
 }
 
@@ -565,12 +647,7 @@ impl RegionMachine for RegionPeer {
     }
 
     fn on_leader(&self, term: Term) {
-        // On the apply thread: nothing is applied meanwhile.
-        let locks = self.data.locks();
-        let leases = self.data.leases().unwrap_or_else(|damage| {
-            self.poison(&damage.0);
-            Vec::new()
-        });
+        let (locks, leases) = self.rows();
         let leads = self.with(|pipeline, effects| {
             pipeline.on_leader(term, locks, leases, effects);
             pipeline.leading() == Some(term)
@@ -579,6 +656,7 @@ impl RegionMachine for RegionPeer {
             self.load.lead(true, self.shared.now());
         }
         self.has_news();
+        self.see_through();
     }
 
     fn on_follower(&self, term: Term, leader: Option<Peer>) {
@@ -618,6 +696,49 @@ impl RegionMachine for RegionPeer {
         });
         // Other peers are no reason to follow anew.
         if recut && self.live.any() {
+            self.live.leave(Term(u64::MAX), &self.epoch_mismatch());
+        }
+    }
+
+    fn on_frozen(&self, frozen: Option<&Frozen>) {
+        if frozen.is_none() {
+            if !self.is_frozen() {
+                return;
+            }
+            let (locks, leases) = self.rows();
+            let leads = self.with(|pipeline, effects| {
+                pipeline.thaw(locks, leases, effects);
+                pipeline.leading().is_some()
+            });
+            self.frozen.store(false, Ordering::SeqCst);
+            self.load.lead(leads, self.shared.now());
+            self.thawed_now.notify_waiters();
+            return self.has_news();
+        }
+        self.frozen.store(true, Ordering::SeqCst);
+        self.with(Pipeline::freeze);
+        if let Some(tell) = self.drained.lock().take() {
+            _ = tell.send(false);
+        }
+        self.load.lead(false, self.shared.now());
+        self.has_news();
+        // Who adds a follow looks afterwards whether this peer still leads.
+        self.live.leave(Term(u64::MAX), &self.not_leader());
+        self.see_through();
+    }
+
+    fn on_merged(&self, source: &Region, merged: &Region) {
+        let other = self.neighbour(source.region_id());
+        let absorbed = self.data.absorb(merged, other.as_ref().map(|other| other.data()));
+        let leases = absorbed.and_then(|()| self.data.leases_in(&source.range())).unwrap_or_else(|damage| {
+            self.poison(&damage.0);
+            Vec::new()
+        });
+        self.shared.ended.insert(source.region_id(), merged.clone());
+        self.with(|pipeline, effects| pipeline.absorb(merged.clone(), leases, effects));
+        self.stir();
+        self.has_news();
+        if self.live.any() {
             self.live.leave(Term(u64::MAX), &self.epoch_mismatch());
         }
     }

@@ -16,7 +16,7 @@ use braid_proto::pb::{
 use braid_proto::service::{BoxFuture, RegionService};
 use braid_proto::span::txn_within;
 use braid_store_core::eval::Request;
-use braid_store_core::pipeline::{LeaseWork, Work, busy, not_found};
+use braid_store_core::pipeline::{LeaseWork, Work, busy};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +28,7 @@ use crate::frontier;
 use crate::hash;
 use crate::leases;
 use crate::machine::Regions;
+use crate::merge;
 use crate::multi;
 use crate::orders;
 use crate::read;
@@ -53,7 +54,7 @@ impl LocalRegions {
 impl RegionService for LocalRegions {
     fn call(&self, request: RegionRequest) -> BoxFuture<RegionResponse> {
         let Some(region) = self.regions.get(RegionId(request.region_id)) else {
-            return ready(refusal(not_found()));
+            return ready(refusal(self.regions.missing(RegionId(request.region_id))));
         };
         let epoch = request.epoch.unwrap_or_default();
         let timeout = Duration::from_millis(request.timeout_ms.into());
@@ -95,6 +96,8 @@ impl RegionService for LocalRegions {
             Some(region_request::Op::Hash(request)) => {
                 Box::pin(hash::serve(Arc::clone(&self.regions), region, request, epoch, timeout))
             }
+            Some(region_request::Op::Absorb(request)) => Box::pin(merge::absorb(region, request)),
+            Some(region_request::Op::Frozen(_)) => ready(merge::frozen(&region)),
             Some(region_request::Op::GrantLease(grant)) => {
                 if !region.shared().space.writable() {
                     return ready(etcd_error(error::NO_SPACE));
@@ -232,8 +235,12 @@ impl RegionStore for RegionStoreService {
         request: tonic::Request<SplitRegionRequest>,
     ) -> Result<Response<SplitRegionResponse>, Status> {
         let request = request.into_inner();
-        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
-            return Ok(Response::new(SplitRegionResponse { refusal: Some(not_found()), ..Default::default() }));
+        let id = RegionId(request.region_id);
+        let Some(region) = self.regions.get(id) else {
+            return Ok(Response::new(SplitRegionResponse {
+                refusal: Some(self.regions.missing(id)),
+                ..Default::default()
+            }));
         };
         Ok(Response::new(self.orders.split(region, request).await))
     }
@@ -243,8 +250,12 @@ impl RegionStore for RegionStoreService {
         request: tonic::Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         let request = request.into_inner();
-        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
-            return Ok(Response::new(TransferLeaderResponse { refusal: Some(not_found()), ..Default::default() }));
+        let id = RegionId(request.region_id);
+        let Some(region) = self.regions.get(id) else {
+            return Ok(Response::new(TransferLeaderResponse {
+                refusal: Some(self.regions.missing(id)),
+                ..Default::default()
+            }));
         };
         Ok(Response::new(self.orders.transfer_leader(region, request).await))
     }
@@ -254,8 +265,12 @@ impl RegionStore for RegionStoreService {
         request: tonic::Request<ChangePeersRequest>,
     ) -> Result<Response<ChangePeersResponse>, Status> {
         let request = request.into_inner();
-        let Some(region) = self.regions.get(RegionId(request.region_id)) else {
-            return Ok(Response::new(ChangePeersResponse { refusal: Some(not_found()), ..Default::default() }));
+        let id = RegionId(request.region_id);
+        let Some(region) = self.regions.get(id) else {
+            return Ok(Response::new(ChangePeersResponse {
+                refusal: Some(self.regions.missing(id)),
+                ..Default::default()
+            }));
         };
         Ok(Response::new(self.orders.change_peers(region, request).await))
     }
@@ -265,11 +280,14 @@ impl RegionStore for RegionStoreService {
         request: tonic::Request<MergeRegionRequest>,
     ) -> Result<Response<MergeRegionResponse>, Status> {
         let request = request.into_inner();
-        if self.regions.get(RegionId(request.region_id)).is_none() {
-            return Ok(Response::new(MergeRegionResponse { refusal: Some(not_found()), ..Default::default() }));
-        }
-        let failed = "merging regions is not supported by this version of the store".to_owned();
-        Ok(Response::new(MergeRegionResponse { failed, ..Default::default() }))
+        let id = RegionId(request.region_id);
+        let Some(region) = self.regions.get(id) else {
+            return Ok(Response::new(MergeRegionResponse {
+                refusal: Some(self.regions.missing(id)),
+                ..Default::default()
+            }));
+        };
+        Ok(Response::new(self.orders.merge(region, request).await))
     }
 
     async fn create_regions(

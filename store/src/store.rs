@@ -22,6 +22,7 @@ use crate::compaction::Compaction;
 use crate::engine::{Boundary, EngineOptions};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
+use crate::merge::Ended;
 use crate::multi;
 use crate::orders::Orders;
 use crate::region::{Busy, Shared};
@@ -147,6 +148,7 @@ impl Store {
             started: std::time::Instant::now(),
             revocations: Arc::default(),
             busy: Busy::default(),
+            ended: Ended::default(),
         };
         let shared = Arc::new(shared);
         let engine =

@@ -136,6 +136,11 @@ impl Publisher {
         Box::pin(futures::StreamExt::take_until(told, obeyed))
     }
 
+    fn missing(&self, id: u64) -> Refusal {
+        let regions = self.regions.get().and_then(Weak::upgrade);
+        regions.map_or_else(not_found, |regions| regions.missing(RegionId(id)))
+    }
+
     fn region(&self, id: u64) -> Option<Arc<RegionPeer>> {
         self.regions.get()?.upgrade()?.get(RegionId(id))
     }
@@ -193,7 +198,7 @@ fn wake(publisher: &Arc<Publisher>, feed: &Arc<Feed>, revision: i64) {
 fn follow(publisher: &Publisher, feed: &Arc<Feed>, order: FollowOrder) -> Result<(), BadOrder> {
     let left = |refusal, compacted| feed.push_left(Left { id: order.id, refusal, compacted });
     let Some(region) = publisher.region(order.region_id) else {
-        left(Some(not_found()), 0);
+        left(Some(publisher.missing(order.region_id)), 0);
         return Ok(());
     };
     let range = KeyRange { start: order.start.clone(), end: order.end.clone() };

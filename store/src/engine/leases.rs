@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use braid_proto::key::lease_key;
+use braid_proto::key::{KeyRange, lease_key};
 use braid_proto::pb::{LeaseRow, StoredLease};
 use braid_store_core::view::Damaged;
 use prost::Message;
@@ -19,14 +19,22 @@ impl RegionData {
     /// # Errors
     /// They cannot be read.
     pub fn leases(&self) -> Result<Vec<(i64, StoredLease)>, Damaged> {
-        self.sound()?;
         let published = Arc::clone(&self.inner.read().published);
+        self.leases_in(&published.range)
+    }
+
+    /// Those whose records lie in `range`, a part of the region's.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn leases_in(&self, range: &KeyRange) -> Result<Vec<(i64, StoredLease)>, Damaged> {
+        self.sound()?;
         let mut options = ReadOptions::default();
-        if !published.range.end.is_empty() {
-            options.set_iterate_upper_bound(&published.range.end[..]);
+        if !range.end.is_empty() {
+            options.set_iterate_upper_bound(&range.end[..]);
         }
         let mut rows = self.db.raw_iterator_cf_opt(Reader::now(&self.db).family(LEASES), options);
-        rows.seek(&published.range.start);
+        rows.seek(&range.start);
         let mut found = Vec::new();
         while let Some((row, value)) = rows.item() {
             let StoredKey::Lease { id } = StoredKey::decode(LEASES, row)? else {

@@ -54,6 +54,11 @@ impl Locks {
         }
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The newest revision that no change to come can be at or below: `applied`, unless a transaction holds something
     /// here that it may write (rule M7).
     fn frontier(&self, applied: i64) -> i64 {

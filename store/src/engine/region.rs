@@ -148,6 +148,12 @@ impl RegionData {
         self.boundary.get()
     }
 
+    /// Whether what is applied here is known to cover `range`: a merge gives the region more keys, and what is true of them
+    /// beside the data, at one moment.
+    pub fn covers(&self, range: &KeyRange) -> bool {
+        self.inner.read().published.range.contains_range(range)
+    }
+
     /// Releases memory that only a busy region needs: the newest changes will be read from disk.
     pub fn trim(&self) {
         Arc::make_mut(&mut self.inner.write().published).recent.clear();
@@ -159,15 +165,15 @@ impl RegionData {
 }
 
 /// What the events of a region say at start.
-struct Events {
+pub(super) struct Events {
     /// Newest revision applied, or a bound above it.
-    newest: i64,
-    mark: i64,
+    pub newest: i64,
+    pub mark: i64,
     /// No mark spoke of the data before.
     newborn: bool,
 }
 
-fn events_of(
+pub(super) fn events_of(
     db: &DB,
     region: &Region,
     boundary: &Boundary,

@@ -74,6 +74,22 @@ impl Written {
         self.bytes - before
     }
 
+    /// Takes in what another region of the store has written, which goes into this one.
+    pub fn absorb(&mut self, other: &Self) {
+        let upto = |written: &Self, position: u64| {
+            let at = written.marks.partition_point(|(mark, _)| *mark <= position);
+            at.checked_sub(1).map_or(0, |at| written.marks[at].1)
+        };
+        let mut positions: Vec<u64> = self.marks.iter().chain(&other.marks).map(|(position, _)| *position).collect();
+        positions.sort_unstable();
+        positions.dedup();
+        let positions = positions.split_off(positions.len().saturating_sub(MARKS_MAX));
+        let marks = positions.into_iter().map(|position| (position, upto(self, position) + upto(other, position)));
+        self.marks = marks.collect();
+        self.bytes += other.bytes;
+        self.last = self.last.max(other.last);
+    }
+
     /// Half of it, for each half of a split.
     pub fn halve(&mut self) {
         self.marks.iter_mut().for_each(|(_, bytes)| *bytes /= 2);

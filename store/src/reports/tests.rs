@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 
 use super::*;
 use crate::engine::{Boundary, EngineOptions};
+use crate::merge::Ended;
 use crate::region::Busy;
 use crate::service::LocalRegions;
 use crate::space::{Space, SpaceLimits};
@@ -82,6 +83,7 @@ impl Scene {
             started: Instant::now(),
             revocations: Arc::default(),
             busy: Busy::default(),
+            ended: Ended::default(),
         });
         let engine = EngineOptions { block_cache_bytes: 8 << 20, memtable_bytes: 8 << 20 };
         let regions = Arc::new(Regions::new(Arc::clone(&shared), engine));

@@ -52,12 +52,7 @@ impl<R, W> Pipeline<R, W> {
 
     /// The region is thawed. A peer that leads it takes up its work as when its term began, with the rows of `locks` and
     /// `leases` that are applied now.
-    pub fn thaw(
-        &mut self,
-        locks: Vec<StoredLock>,
-        leases: Vec<(i64, StoredLease)>,
-        effects: &mut Vec<Effect<R, W>>,
-    ) {
+    pub fn thaw(&mut self, locks: Vec<StoredLock>, leases: Vec<(i64, StoredLease)>, effects: &mut Vec<Effect<R, W>>) {
         self.frozen = false;
         if let Some(term) = self.frozen_term.take() {
             self.on_leader(term, locks, leases, effects);
