@@ -11,17 +11,21 @@ use crate::client::Address;
 use crate::cluster::{Binary, System};
 use crate::watch::ShapeChange;
 
+mod capacity;
 mod compare;
 mod differential;
 mod faults;
+mod growth;
 mod k8s_load;
 mod k8s_verify;
 mod lease_memory;
 mod lease_storm;
+mod moves;
 mod overwrite;
 mod run;
 mod serializability;
 mod soak;
+mod started;
 mod watch_catch_up;
 mod watch_memory;
 mod watch_regions;
@@ -58,6 +62,12 @@ enum Command {
     LeaseStorm(lease_storm::LeaseStorm),
     /// Grant a great many leases: memory, keep-alives, a restart
     LeaseMemory(lease_memory::LeaseMemory),
+    /// Show throughput at growing numbers of stores, each with an equal share of a CPU
+    Growth(growth::Growth),
+    /// Time splits, transfers of leadership, moves of a replica and a rebalance, under a steady load
+    Moves(moves::Moves),
+    /// Show latency, memory and disk as a data set grows
+    Capacity(capacity::Capacity),
     /// Open many watches on one server and show what each costs in memory
     WatchMemory(watch_memory::WatchMemory),
     /// Time a watch from the past on an empty cluster, on a full one and after a restart
@@ -81,6 +91,9 @@ impl Cli {
             Command::Soak(command) => block_on(command.run()),
             Command::LeaseStorm(command) => block_on(command.run()),
             Command::LeaseMemory(command) => block_on(command.run()),
+            Command::Growth(command) => block_on(command.run()),
+            Command::Moves(command) => block_on(command.run()),
+            Command::Capacity(command) => block_on(command.run()),
             Command::WatchMemory(command) => block_on(command.run()),
             Command::WatchCatchUp(command) => block_on(command.run()),
             Command::WatchRegions(command) => command.run(),

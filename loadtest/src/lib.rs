@@ -13,10 +13,12 @@
 //! | judge a cluster that was broken | `writer` (steady writes) makes a `history`, `check` finds what is wrong in it |
 //! | break a cluster while it is judged | `faults`: blows to processes and through braid's admin service, a watch's history |
 //! | watch the disk under compaction | `overwrite` (the same keys, at a fixed rate); `metrics` reads servers' pages |
+//! | show growth, moves and capacity | `scale` (placement, proxies and stores as processes of their own); `admin` gives orders |
 //! | judge transactions | `linear` (strict serializability of everything that is asked) |
 //!
 //! `command` holds one file for each subcommand of the `loadtest` program; everything else is as usable from tests.
 
+pub mod admin;
 pub mod check;
 pub mod client;
 pub mod cluster;
@@ -42,6 +44,7 @@ pub mod random;
 pub mod report;
 pub mod resources;
 pub mod runner;
+pub mod scale;
 pub mod session;
 pub mod verify;
 pub mod watch;
