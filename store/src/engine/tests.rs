@@ -23,6 +23,7 @@ mod deep;
 mod events;
 mod gone;
 mod hash;
+mod merge;
 mod size;
 mod split;
 mod transfer;

@@ -20,6 +20,7 @@ use crate::record::Record;
 
 mod leasing;
 mod locking;
+mod merging;
 mod peers;
 
 /// The applied state: newest versions only, and rows of locks.
