@@ -20,8 +20,7 @@ use braid_store_client::Regions as Cluster;
 use braid_store_core::epoch;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
-    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Until, Woken, Work, busy, not_found,
-    timed_out,
+    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Until, Woken, Work, not_found, timed_out,
 };
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -490,7 +489,7 @@ impl RegionPeer {
     pub fn unserved(&self) -> Option<Refusal> {
         match self.is_gone() {
             true => Some(self.ended()),
-            false => self.is_frozen().then(|| busy("the region is being merged")),
+            false => self.is_frozen().then(|| self.not_leader()),
         }
     }
 

@@ -353,7 +353,7 @@ impl<R, W> Pipeline<R, W> {
         effects: &mut Vec<Effect<R, W>>,
     ) {
         if self.leading.is_none() {
-            return effects.push(refuse(to, self.not_leader()));
+            return self.refuse_work(to, &work, effects);
         }
         if self.queue.len() + self.parked.len() + self.waiting.queued() >= QUEUE_MAX {
             return effects.push(refuse(to, busy("the region's queue is full")));

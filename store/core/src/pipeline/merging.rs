@@ -10,9 +10,9 @@
 //! it counts its items by, and which transactions it has called over. Everything else begins anew.
 
 use braid_proto::id::Term;
-use braid_proto::pb::{Refusal, Region, StoredLease, StoredLock};
+use braid_proto::pb::{self, LockResponse, Refusal, Region, StoredLease, StoredLock, refusal, region_response};
 
-use super::{Effect, Pipeline, busy};
+use super::{Effect, Pipeline, Work, busy, refuse, reply};
 
 /// A stretch of time in which a peer evaluates: a term, or what of it lies before or after the region was frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,11 +77,28 @@ impl<R, W> Pipeline<R, W> {
         effects.extend(revoking.into_iter().map(|(lease, ranges)| Effect::Revoke { lease, ranges }));
     }
 
-    /// What everybody is told while nothing can be served here, whoever leads.
+    /// What everybody is told while nothing can be served here. A frozen region is busy by its leader's word only: another
+    /// replica may have missed that it goes on, or has ended.
     pub(super) fn unserved(&self) -> Option<Refusal> {
         match &self.gone {
             Some(refusal) => Some(refusal.clone()),
-            None => self.frozen.then(|| busy("the region is being merged")),
+            None if self.frozen_term.is_some() => Some(busy("the region is being merged")),
+            None if self.frozen => {
+                Some(Refusal { reason: Some(refusal::Reason::NotLeader(pb::NotLeader { leader: self.leader })) })
+            }
+            None => None,
+        }
+    }
+
+    /// Answers `work` of a peer that does not lead, as far as it evaluates. Who wants a lock in a frozen region must not wait with other locks in his hands: the target
+    /// waits for those to go.
+    pub(super) fn refuse_work(&self, to: R, work: &Work, effects: &mut Vec<Effect<R, W>>) {
+        match work {
+            Work::Lock(_) if self.frozen_term.is_some() => {
+                let conflict = LockResponse { conflict: true, ..LockResponse::default() };
+                effects.push(reply(to, region_response::Result::Lock(conflict)));
+            }
+            _ => effects.push(refuse(to, self.not_leader())),
         }
     }
 }

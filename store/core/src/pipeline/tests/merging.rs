@@ -69,9 +69,16 @@ fn a_frozen_region_refuses_everything_as_busy_whoever_leads() {
     assert!(matches!(script.pipeline.epoch_mismatch().reason, Some(refusal::Reason::Busy(_))));
     assert!(matches!(script.pipeline.not_leader().reason, Some(refusal::Reason::Busy(_))));
     assert!(!script.pipeline.is_calm() && !script.pipeline.begin_barrier(Until::Idle));
+    assert!(!script.takes(9, 3, 5, "a"), "who wants a lock does not wait with others in his hands");
     // Another leader, of another term.
-    script.pipeline.on_follower(Term(6), None, &mut script.effects);
+    script.pipeline.on_follower(Term(6), Some(Peer::voter(72, 2)), &mut script.effects);
     assert_eq!(script.pipeline.frozen_term(), None);
+    let elsewhere =
+        |refusal: Refusal| matches!(refusal.reason, Some(refusal::Reason::NotLeader(l)) if l.leader.is_some());
+    assert!(
+        elsewhere(script.pipeline.not_leader()) && elsewhere(script.pipeline.epoch_mismatch()),
+        "it may have missed the end"
+    );
     script.pipeline.on_leader(Term(7), Vec::new(), Vec::new(), &mut script.effects);
     assert_eq!((script.pipeline.leading(), script.pipeline.frozen_term()), (None, Some(Term(7))));
     script.effects.clear();
