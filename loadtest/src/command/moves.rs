@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::started::{Started, seconds};
 use super::mebibytes;
+use super::started::{Started, seconds};
 use crate::scale::fill::DataSet;
 use crate::scale::foreground::Window;
 use crate::scale::moves::{Move, Plan, Report, Split, Transfer, run};

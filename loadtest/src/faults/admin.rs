@@ -4,23 +4,17 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use braid_proto::key::user_key;
-use braid_proto::pb::admin_client::AdminClient;
 use braid_proto::pb::region_plan_request::Plan as Operator;
-use braid_proto::pb::{
-    AdminSplitRequest, AdminTransferLeaderRequest, MovePeer, RegionListRequest, RegionPlanRequest, RegionState,
-    StoreListRequest,
-};
+use braid_proto::pb::{MovePeer, RegionState};
 use bytes::Bytes;
-use tokio::time::timeout;
-use tonic::Status;
-use tonic::transport::Channel;
 
 use super::Fault;
+use crate::admin::{Admin as Service, Ending};
 use crate::client::Address;
 use crate::random::Random;
 
-/// How long an order may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a move is awaited. Members are up meanwhile: an order is a blow of its own.
+const MOVE: Duration = Duration::from_secs(30);
 
 /// Gives orders at random, at whatever endpoint answers.
 #[derive(Debug)]
@@ -42,29 +36,23 @@ impl Admin {
     pub async fn deal(&mut self, fault: Fault) -> anyhow::Result<String> {
         let endpoint = self.endpoints[self.at % self.endpoints.len()].clone();
         self.at += 1;
-        let order = async {
-            let channel = endpoint.channel().await?;
-            let mut client = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
-            match fault {
-                Fault::Split => self.split(&mut client).await,
-                Fault::TransferLeader => self.transfer_leader(&mut client).await,
-                Fault::MovePeer => self.move_peer(&mut client).await,
-                Fault::Kill | Fault::Pause | Fault::Restart => bail!("{fault} is not asked of the admin service"),
-            }
-        };
-        timeout(PATIENCE, order).await.with_context(|| format!("no answer within {PATIENCE:?}"))?
+        let mut service = Service::connect(&endpoint).await?;
+        match fault {
+            Fault::Split => self.split(&mut service).await,
+            Fault::TransferLeader => self.transfer_leader(&mut service).await,
+            Fault::MovePeer => self.move_peer(&mut service).await,
+            Fault::Kill | Fault::Pause | Fault::Restart => bail!("{fault} is not asked of the admin service"),
+        }
     }
 
-    async fn split(&mut self, client: &mut AdminClient<Channel>) -> anyhow::Result<String> {
+    async fn split(&mut self, service: &mut Service) -> anyhow::Result<String> {
         let key = self.keys[self.random.below(self.keys.len() as u64) as usize].clone();
-        let request = AdminSplitRequest { key: user_key(&key), ..AdminSplitRequest::default() };
-        let answer = client.region_split(request).await.map_err(said)?.into_inner();
-        refused(&answer.failed)?;
+        service.split(user_key(&key)).await?;
         Ok(format!("split at {}", key.escape_ascii()))
     }
 
-    async fn transfer_leader(&mut self, client: &mut AdminClient<Channel>) -> anyhow::Result<String> {
-        let region = self.region(client).await?;
+    async fn transfer_leader(&mut self, service: &mut Service) -> anyhow::Result<String> {
+        let region = self.region(service).await?;
         let report = region.report.unwrap_or_default();
         let known = report.region.unwrap_or_default();
         let others: Vec<u64> = known
@@ -74,17 +62,15 @@ impl Admin {
             .map(|peer| peer.store_id)
             .collect();
         let to_store = self.one_of(&others).with_context(|| format!("region r{} has no other voter", known.id))?;
-        let request = AdminTransferLeaderRequest { region_id: known.id, to_store };
-        let answer = client.region_transfer_leader(request).await.map_err(said)?.into_inner();
-        refused(&answer.failed)?;
+        service.transfer_leader(known.id, to_store).await?;
         Ok(format!("leader of r{} to s{to_store}", known.id))
     }
 
-    async fn move_peer(&mut self, client: &mut AdminClient<Channel>) -> anyhow::Result<String> {
-        let stores = client.store_list(StoreListRequest {}).await.map_err(said)?.into_inner().stores;
-        let up = stores.iter().filter(|state| state.state == "up").filter_map(|state| state.store.as_ref());
-        let up: Vec<u64> = up.map(|store| store.id).collect();
-        let region = self.region(client).await?;
+    /// Waits until the move has ended. One that ends in another way than it should is not done; one that is still under
+    /// way goes on beside the next blows.
+    async fn move_peer(&mut self, service: &mut Service) -> anyhow::Result<String> {
+        let up = service.stores_up().await?;
+        let region = self.region(service).await?;
         let known = region.report.and_then(|report| report.region).unwrap_or_default();
         let has = |store: &u64| known.peers.iter().any(|peer| peer.store_id == *store);
         let free: Vec<u64> = up.iter().copied().filter(|store| !has(store)).collect();
@@ -92,15 +78,20 @@ impl Admin {
         let (Some(from_store), Some(to_store)) = (self.one_of(&from), self.one_of(&free)) else {
             bail!("every store that is up has a replica of r{}: it takes more stores than replicas", known.id)
         };
+        let what = format!("replica of r{} from s{from_store} to s{to_store}", known.id);
         let plan = Operator::MovePeer(MovePeer { region_id: known.id, from_store, to_store });
-        let answer = client.region_plan(RegionPlanRequest { plan: Some(plan) }).await.map_err(said)?.into_inner();
-        refused(&answer.failed)?;
-        Ok(format!("replica of r{} from s{from_store} to s{to_store}", known.id))
+        let operator = service.plan(plan).await.with_context(|| what.clone())?;
+        let begin = std::time::Instant::now();
+        match service.follow(&operator, MOVE).await.with_context(|| format!("{what}, begun"))? {
+            Ending::Done => Ok(format!("{what}, done after {:.1} s", begin.elapsed().as_secs_f64())),
+            Ending::Open(how) => Ok(format!("{what}, still under way after {MOVE:?}: {how}")),
+            Ending::Otherwise(how) => bail!("{what}: {how}"),
+        }
     }
 
     /// One of all regions.
-    async fn region(&mut self, client: &mut AdminClient<Channel>) -> anyhow::Result<RegionState> {
-        let mut regions = client.region_list(RegionListRequest::default()).await.map_err(said)?.into_inner().regions;
+    async fn region(&mut self, service: &mut Service) -> anyhow::Result<RegionState> {
+        let mut regions = service.regions().await?;
         anyhow::ensure!(!regions.is_empty(), "the cluster tells of no regions yet");
         let at = self.random.below(regions.len() as u64) as usize;
         Ok(regions.swap_remove(at))
@@ -111,19 +102,5 @@ impl Admin {
             0 => None,
             count => Some(stores[self.random.below(count) as usize]),
         }
-    }
-}
-
-/// An answer that says why not.
-fn refused(failed: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(failed.is_empty(), "{failed}");
-    Ok(())
-}
-
-/// An error of the call. A server without the service is no braid, or an older one.
-fn said(status: Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unimplemented => anyhow::anyhow!("this server does not offer it"),
-        code => anyhow::anyhow!("{} ({code:?})", status.message()),
     }
 }

@@ -71,7 +71,7 @@ pub async fn wait(
     let (seconds, balance) = loop {
         cluster.check()?;
         let balance = admin.balance().await?;
-        bar.set_prefix(format!("{} regions' operators under way, {} done", balance.operators, balance.operators_done));
+        bar.set_prefix(format!("{} operators under way, {} done", balance.operators, balance.operators_done));
         bar.set_position(since.elapsed().as_millis() as u64);
         if balance.balanced {
             let from = *balanced_since.get_or_insert_with(Instant::now);
