@@ -5,7 +5,7 @@
 //! region's data and its apply state are always in one RocksDB batch, so a crash leaves a prefix of the log applied.
 //!
 //! Host entries: a split is written with sync, because the child's raft group may acknowledge at once what a power
-//! failure would otherwise take from under it. A truncation is not: the log goes only after the next WAL sync (`host`).
+//! failure would otherwise take from under it, and so are changes of peers and the steps of a merge. A truncation is not: the log goes only after the next WAL sync (`host`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,16 +17,20 @@ use crossbeam_channel::Receiver;
 use raft::eraftpb::{Entry as RaftEntry, EntryType};
 use rocksdb::{WriteBatch, WriteOptions};
 
+use crate::absorb::put_to_rest;
 use crate::change;
 use crate::destroy;
 use crate::error::fatal;
 use crate::handle::PeerHandle;
 use crate::host::Core;
 use crate::mail::{Applied, Birth, Note, Origin};
-use crate::meta::{Admin, ApplyState, CF_HOST, Key, RegionState};
+use crate::merge::refuse_frozen;
+use crate::meta::{Admin, ApplyState, CF_HOST, Change, Key, RegionState};
 use crate::peer::Committed;
 use crate::split::halves;
 use crate::{Done, Entry, Outcome, RegionMachine};
+
+mod merges;
 
 /// Work of the apply thread. Unbounded queue: workers stop handing over when its bytes exceed their budget.
 pub(crate) enum ApplyTask {
@@ -38,6 +42,12 @@ pub(crate) enum ApplyTask {
         region: u64,
         own: Peer,
     },
+    /// A raft snapshot of its target has ended this peer; `rest` of its data has to go.
+    Absorbed {
+        region: u64,
+        own: Peer,
+        rest: Option<Box<Region>>,
+    },
     Stop,
 }
 
@@ -48,45 +58,63 @@ pub(crate) struct Delegate {
     pub state: ApplyState,
 }
 
+/// The regions of the host.
+#[derive(Default)]
+struct Host {
+    live: HashMap<u64, Delegate>,
+    /// Regions whose peer was destroyed and did not come back. Bounded by the regions this host ever gave up.
+    buried: HashSet<u64>,
+}
+
 /// The thread's body.
 pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
-    let mut regions: HashMap<u64, Delegate> = HashMap::new();
-    // Regions whose peer was destroyed and did not come back. Bounded by the regions this host ever gave up.
-    let mut buried: HashSet<u64> = HashSet::new();
+    let mut host = Host::default();
     while let Ok(task) = tasks.recv() {
         match task {
             ApplyTask::Stop => return,
             ApplyTask::Register(delegate) => {
-                buried.remove(&delegate.handle.id());
-                regions.insert(delegate.handle.id(), *delegate);
+                if delegate.handle.frozen().is_some() {
+                    delegate.tell_frozen();
+                }
+                host.add(*delegate);
             }
             ApplyTask::Bury { region, own } => {
-                if destroy::bury(core, &mut regions, region, own) {
-                    buried.insert(region);
+                if destroy::bury(core, &mut host.live, region, own) {
+                    host.buried.insert(region);
                 }
             }
-            ApplyTask::Committed(committed) => {
-                let region = committed.region;
-                let Some(delegate) = regions.get_mut(&region) else {
-                    if buried.contains(&region) {
-                        // Handed over before the worker knew.
-                        core.apply_bytes.fetch_sub(committed.bytes, Ordering::AcqRel);
-                        committed.done.into_iter().for_each(|(_, done)| done(Outcome::Unknown));
-                        continue;
-                    }
-                    fatal(format_args!("entries of r{region} are to be applied, which is not open"));
-                };
-                let (child, removed) = delegate.apply(core, committed);
-                if let Some(child) = child {
-                    buried.remove(&child.handle.id());
-                    regions.insert(child.handle.id(), child);
-                }
-                if removed {
-                    let delegate = regions.remove(&region).expect("just used");
-                    delegate.bury(core);
-                    buried.insert(region);
-                }
+            ApplyTask::Absorbed { region, own, rest } => {
+                let delegate = host.live.remove(&region);
+                host.buried.insert(region);
+                put_to_rest(core, delegate, region, own, rest);
             }
+            ApplyTask::Committed(committed) => host.apply(core, committed),
+        }
+    }
+}
+
+impl Host {
+    fn add(&mut self, delegate: Delegate) {
+        self.buried.remove(&delegate.handle.id());
+        self.live.insert(delegate.handle.id(), delegate);
+    }
+
+    fn apply(&mut self, core: &Arc<Core>, committed: Committed) {
+        let region = committed.region;
+        let ended = |delegate: &Delegate| delegate.handle.0.gone.load(Ordering::Acquire);
+        if self.buried.contains(&region) || self.live.get(&region).is_some_and(ended) {
+            // Handed over before the worker knew.
+            core.apply_bytes.fetch_sub(committed.bytes, Ordering::AcqRel);
+            return committed.done.into_iter().for_each(|(_, done)| done(Outcome::Unknown));
+        }
+        let Some(mut delegate) = self.live.remove(&region) else {
+            fatal(format_args!("entries of r{region} are to be applied, which is not open"));
+        };
+        if delegate.apply(core, committed, self) {
+            delegate.bury(core);
+            self.buried.insert(region);
+        } else {
+            self.live.insert(region, delegate);
         }
     }
 }
@@ -95,14 +123,15 @@ pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
 #[derive(Default)]
 struct Changed {
     effect: Applied,
-    child: Option<Delegate>,
     /// This peer was removed: nothing after it is applied.
     removed: bool,
+    /// A raft snapshot of its target has ended this peer: likewise.
+    absorbed: bool,
 }
 
 impl Delegate {
-    /// Returns the child of a split, and whether the peer itself was removed.
-    fn apply(&mut self, core: &Arc<Core>, committed: Committed) -> (Option<Delegate>, bool) {
+    /// Returns whether the peer was removed. `host` holds the other regions.
+    fn apply(&mut self, core: &Arc<Core>, committed: Committed, host: &mut Host) -> bool {
         let Committed { region, peer, entries, mut done, lead, bytes } = committed;
         assert_eq!(peer, self.handle.peer().id, "r{region}: entries of another peer");
         let count = entries.len() as u64;
@@ -113,11 +142,11 @@ impl Delegate {
             match self.kind(&entry) {
                 Some(admin) => {
                     self.apply_run(core, &mut run, &mut done);
-                    self.apply_admin(core, &entry, admin, &mut done, &mut changed);
-                    if changed.removed {
+                    self.apply_admin(core, &entry, admin, &mut done, &mut changed, host);
+                    if changed.removed || changed.absorbed {
                         core.apply_bytes.fetch_sub(bytes, Ordering::AcqRel);
                         done.into_iter().for_each(|(_, done)| done(Outcome::Unknown));
-                        return (changed.child, true);
+                        return changed.removed;
                     }
                 }
                 None => run.push(entry),
@@ -129,9 +158,9 @@ impl Delegate {
             self.machine.on_leader(Term(term));
         }
         core.apply_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        let (index, Changed { effect, child, .. }) = (self.state.applied_index, changed);
+        let (index, effect) = (self.state.applied_index, changed.effect);
         core.note(region, Note::Applied { region, peer, index, bytes, effect });
-        (child, false)
+        false
     }
 
     fn kind(&self, entry: &RaftEntry) -> Option<Admin> {
@@ -157,13 +186,18 @@ impl Delegate {
         let data = run.drain(..).filter(|entry| !entry.data.is_empty());
         let entries: Vec<Entry> =
             data.map(|entry| Entry { index: entry.index, term: Term(entry.term), data: entry.data }).collect();
-        if entries.is_empty() {
+        // On every replica alike. Whoever leads refuses to propose them, so this is an entry of a leader that did not know.
+        let refused = !entries.is_empty() && self.handle.frozen().is_some();
+        if refused {
+            tracing::warn!(region = self.handle.id(), "data for a frozen region is not applied");
+        }
+        if entries.is_empty() || refused {
             core.write_host(batch, false);
         } else {
             self.machine.apply(&entries, batch);
         }
         self.publish_applied();
-        self.tell(done, Outcome::Applied);
+        self.tell(done, if refused { Outcome::Dropped } else { Outcome::Applied });
     }
 
     fn put_state(&self, core: &Core, batch: &mut WriteBatch) {
@@ -189,6 +223,7 @@ impl Delegate {
         admin: Admin,
         done: &mut Vec<(u64, Done)>,
         changed: &mut Changed,
+        host: &mut Host,
     ) {
         self.state.applied_index = entry.index;
         self.state.applied_term = entry.term;
@@ -204,10 +239,11 @@ impl Delegate {
                 self.tell(done, Outcome::Applied);
             }
             Admin::Split(split) => {
-                changed.effect.split = true;
-                match halves(&self.handle.region(), &split) {
+                changed.effect.reshaped = true;
+                let halves = refuse_frozen(self.handle.frozen()).and_then(|()| halves(&self.handle.region(), &split));
+                match halves {
                     Ok((parent, child)) => {
-                        changed.child = Some(self.split(core, parent, child));
+                        host.add(self.split(core, parent, child));
                         self.tell(done, Outcome::Applied);
                     }
                     Err(why) => {
@@ -217,7 +253,14 @@ impl Delegate {
                     }
                 }
             }
-            Admin::Change(change) => match change::changed(&self.handle.region(), &change) {
+            Admin::Freeze(_) | Admin::Thaw(_) | Admin::Merge(_) | Admin::Bump(_) => {
+                changed.effect.reshaped |= matches!(admin, Admin::Freeze(_));
+                match self.apply_merge(core, &admin, host) {
+                    Some(outcome) => self.tell(done, outcome),
+                    None => changed.absorbed = true,
+                }
+            }
+            Admin::Change(change) => match self.change(&change) {
                 // Its own state stays as it was: the tombstone is written from it.
                 Ok(region) if region.peer(PeerId(self.handle.0.peer.id)).is_none() => {
                     tracing::info!(region = region.id, epoch = %region.region_epoch(), "this peer was removed");
@@ -242,10 +285,16 @@ impl Delegate {
         }
     }
 
+    /// The region with other peers, or why it keeps those it has.
+    fn change(&self, change: &Change) -> Result<Region, String> {
+        refuse_frozen(self.handle.frozen())?;
+        change::changed(&self.handle.region(), change)
+    }
+
     /// The peers of the region change; the data stays.
     fn change_peers(&self, core: &Core, region: Region) {
         let mut batch = WriteBatch::new();
-        let state = RegionState::normal(region.clone());
+        let state = RegionState::normal(region.clone(), &self.handle.0.absorbed());
         batch.put_cf(core.cf_host(), Key::RegionState(region.id).encode(), prost::Message::encode_to_vec(&state));
         self.put_state(core, &mut batch);
         core.write_host(batch, true);
@@ -272,7 +321,7 @@ impl Delegate {
         let own = child.peer_on(StoreId(core.env.host_id)).copied();
         let Some(own) = own else { fatal(format_args!("r{} has no peer on this host", child.id)) };
         let buried_before = core.tombstone(child.id).is_some_and(|buried| buried >= own.id);
-        let mut batch = split_batch(core, &parent, &child);
+        let mut batch = split_batch(core, (&parent, &self.handle.0.absorbed()), &child);
         self.put_state(core, &mut batch);
         core.write_host(batch, true);
         // CRASH: both regions are durable, the child's raft group has written nothing. Safe: it starts from the initial
@@ -304,11 +353,11 @@ impl Delegate {
 }
 
 /// What a split writes but for the parent's apply state.
-fn split_batch(core: &Core, parent: &Region, child: &Region) -> WriteBatch {
+fn split_batch(core: &Core, (parent, absorbed): (&Region, &[u64]), child: &Region) -> WriteBatch {
     let mut batch = WriteBatch::new();
     let cf = core.cf_host();
-    for region in [parent, child] {
-        let state = RegionState::normal(region.clone());
+    for (region, absorbed) in [(parent, absorbed), (child, &[])] {
+        let state = RegionState::normal(region.clone(), absorbed);
         batch.put_cf(cf, Key::RegionState(region.id).encode(), prost::Message::encode_to_vec(&state));
     }
     batch.put_cf(cf, Key::ApplyState(child.id).encode(), ApplyState::INITIAL.encode());

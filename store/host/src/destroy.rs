@@ -33,6 +33,11 @@ use crate::snapshot::clear;
 
 /// Step 1, for a peer that the worker has given up. A blank peer that has got its region meanwhile stays.
 pub(crate) fn bury(core: &Arc<Core>, regions: &mut HashMap<u64, Delegate>, region: u64, own: Peer) -> bool {
+    if regions.get(&region).is_some_and(|delegate| core.is_kept(&delegate.handle)) {
+        // It was frozen after the worker had looked.
+        core.note(region, Note::Buried { region, peer: own.id, buried: false, data: None });
+        return false;
+    }
     let known = regions.get(&region).is_some_and(|delegate| delegate.handle.0.peer.id == own.id);
     if let Some(delegate) = regions.remove(&region).filter(|_| known) {
         delegate.bury(core);
@@ -131,7 +136,7 @@ fn write(db: &DB, fill: impl FnOnce(&mut WriteBatch, &rocksdb::ColumnFamily)) {
 }
 
 /// The parts of `range` that lie in none of the `live` ranges, which do not overlap each other.
-fn uncovered(range: &KeyRange, live: &[KeyRange]) -> Vec<KeyRange> {
+pub(crate) fn uncovered(range: &KeyRange, live: &[KeyRange]) -> Vec<KeyRange> {
     let mut live: Vec<&KeyRange> = live.iter().filter(|held| held.overlaps(range)).collect();
     live.sort_unstable_by(|a, b| a.start.cmp(&b.start));
     let mut pieces = Vec::new();
@@ -154,10 +159,15 @@ fn uncovered(range: &KeyRange, live: &[KeyRange]) -> Vec<KeyRange> {
 impl Core {
     /// The newest peer of `region` on this host that was destroyed, by id.
     pub fn tombstone(&self, region: u64) -> Option<u64> {
+        self.tombstone_state(region).map(|state| state.own.map_or(u64::MAX, |own| own.id))
+    }
+
+    /// What is left of the newest peer of `region` that was destroyed.
+    pub fn tombstone_state(&self, region: u64) -> Option<RegionState> {
         match self.db.get_cf(self.cf_host(), Key::RegionState(region).encode()) {
             Ok(None) => None,
             Ok(Some(bytes)) => match RegionState::decode(&*bytes) {
-                Ok(state) => (state.state() == PeerState::Tombstone).then(|| state.own.map_or(u64::MAX, |own| own.id)),
+                Ok(state) => (state.state() == PeerState::Tombstone).then_some(state),
                 Err(error) => fatal(format_args!("the state of r{region} cannot be read: {error}")),
             },
             Err(error) => fatal(format_args!("the state of r{region} cannot be read: {error}")),

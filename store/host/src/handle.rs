@@ -5,17 +5,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use braid_proto::id::{PeerId, Term};
 use braid_proto::pb::{Peer, Region, RegionEpoch, RegionReport};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
 use crate::applied::AppliedIndex;
-use crate::change::{ChangeRefused, Changed, PeerChange};
+use crate::change::{Changed, PeerChange};
 use crate::config::Timing;
 use crate::lease::LeaseBasis;
-use crate::mail::{Command, Mail, MailBox, Note};
+use crate::mail::{Command, Mail, MailBox, Note, Reshape};
 use crate::merge::Frozen;
 use crate::meta::ApplyState;
 use crate::reads::Confirmed;
@@ -58,6 +58,10 @@ pub(crate) struct PeerShared {
     pub region_id: u64,
     pub peer: Peer,
     pub region: ArcSwap<Region>,
+    /// Written by the apply thread once it is durable.
+    pub frozen: ArcSwapOption<Frozen>,
+    /// Regions that this one has taken in; None: none.
+    pub absorbed: ArcSwapOption<Vec<u64>>,
     pub view: ArcSwap<View>,
     /// Counts up when a raft snapshot begins to replace the data, and when it has: odd in between.
     pub replacements: AtomicU64,
@@ -86,6 +90,8 @@ impl PeerHandle {
             region_id: region.id,
             peer,
             region: ArcSwap::from_pointee(region),
+            frozen: ArcSwapOption::empty(),
+            absorbed: ArcSwapOption::empty(),
             view: ArcSwap::default(),
             replacements: AtomicU64::new(0),
             applied_index: AppliedIndex::new(applied.applied_index),
@@ -218,34 +224,36 @@ impl PeerHandle {
 
     /// What the region is frozen for, as this peer has applied it; durable.
     pub fn frozen(&self) -> Option<Frozen> {
-        None
+        self.0.frozen()
     }
 
     /// Freezes the region, whose leader has drained it (rules S1, S4), to go into `target`, which is at its epoch given
-    /// here. From the call on the lease is not renewed, and there is none while it is frozen.
+    /// here. From the call on the lease is not renewed, and there is none while it is frozen; no data entry may follow in
+    /// this term before the freeze is refused, or has ended.
     pub fn propose_freeze(&self, term: Term, target: Region, done: Changed) {
-        _ = (term, target);
-        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+        self.reshape(term, Reshape::Freeze(target), done);
     }
 
     /// Ends the freeze. `proof` is the target as it is now: it has left the epoch that the freeze is for, and does not hold
-    /// this region's keys. [`ChangeRefused::NotNow`] until the target's peer on this host has come as far.
+    /// this region's keys. [`ChangeRefused::NotNow`](crate::ChangeRefused::NotNow) until the target's peer on this host has
+    /// left that epoch too: what has taken the region in may have split since, and look as if it had not.
     pub fn propose_thaw(&self, term: Term, proof: Region, done: Changed) {
-        _ = (term, proof);
-        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+        self.reshape(term, Reshape::Thaw(proof), done);
     }
 
-    /// Takes in `source`, as it was frozen for this region at its present epoch: by every one of its peers. The caller has
-    /// drained this region.
+    /// Takes in `source`, as it was frozen for this region at its present epoch: by every one of its peers, durably. The
+    /// caller has drained this region.
     pub fn propose_merge(&self, term: Term, source: Region, done: Changed) {
-        _ = (term, source);
-        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+        self.reshape(term, Reshape::Merge(source), done);
     }
 
     /// Raises the version of the region, which is at `epoch`, so that no merge at that epoch can happen any more.
     pub fn propose_bump(&self, term: Term, epoch: RegionEpoch, done: Changed) {
-        _ = (term, epoch);
-        done(Err(ChangeRefused::NotNow("regions are not merged yet".to_owned())));
+        self.reshape(term, Reshape::Bump(epoch), done);
+    }
+
+    fn reshape(&self, term: Term, reshape: Reshape, done: Changed) {
+        self.command(Command::Reshape { term: term.0, reshape: Box::new(reshape), done });
     }
 
     /// Campaigns now instead of at the next election timeout, unless a promise to another leader stands.
@@ -316,12 +324,28 @@ impl PeerShared {
         self.alone_since.store(0, Ordering::Release);
     }
 
+    /// See [`PeerHandle::frozen`].
+    pub fn frozen(&self) -> Option<Frozen> {
+        self.frozen.load().as_deref().copied()
+    }
+
+    /// Regions that this one has taken in.
+    pub fn absorbed(&self) -> Vec<u64> {
+        self.absorbed.load().as_deref().cloned().unwrap_or_default()
+    }
+
+    /// See [`Self::absorbed`].
+    pub fn set_absorbed(&self, absorbed: Vec<u64>) {
+        self.absorbed.store((!absorbed.is_empty()).then(|| Arc::new(absorbed)));
+    }
+
     /// See [`PeerHandle::lease`].
     pub fn lease(&self, term: u64, now: Now) -> bool {
         let basis = self.basis.load();
         !self.gone.load(Ordering::Acquire)
             && basis.term == term
             && term != 0
+            && self.frozen.load().is_none()
             && self.applied_term.load(Ordering::Acquire) == term
             && now < basis.until()
     }

@@ -32,7 +32,7 @@ use crate::log::LogStore;
 use crate::mail::{Birth, MailBox, Note, Origin};
 use crate::meta::{ApplyState, Key, RegionState};
 use crate::peer::{Env, raft_logger};
-use crate::recover::{self, Opened};
+use crate::recover::{self, Found, Opened};
 use crate::snapshot::{self, HelperTask};
 use crate::support::{Now, SupportTable};
 use crate::table::RegionTable;
@@ -212,8 +212,8 @@ impl Host {
             gc,
             _lock: lock,
         });
-        for (region, state) in regions {
-            core.start(region, state, Origin::Restarted)?;
+        for found in regions {
+            core.start(found)?;
         }
         core.refresh_neighbours();
         let threads = start_threads(&core, boxes, apply_tasks, &helper_tasks, gc_tasks)
@@ -282,7 +282,7 @@ impl Host {
         let mut batch = WriteBatch::new();
         for region in &new {
             let cf = self.core.cf_host();
-            let state = RegionState::normal(region.clone()).encode_to_vec();
+            let state = RegionState::normal(region.clone(), &[]).encode_to_vec();
             batch.put_cf(cf, Key::RegionState(region.id).encode(), state);
             batch.put_cf(cf, Key::ApplyState(region.id).encode(), ApplyState::INITIAL.encode());
         }
@@ -313,11 +313,11 @@ impl Host {
     }
 
     /// Peers here that have known no leader for long ([`Timing::lonely`]), with the epoch they have applied (0.0: they
-    /// have no region state): perhaps they were removed while they were away. At most `limit` of them.
+    /// have no region state): perhaps they were removed while they were away. Frozen ones wait for their target. At most `limit` of them.
     pub fn lonely(&self, limit: usize) -> Vec<(RegionId, PeerId, RegionEpoch)> {
         let now = Now::monotonic();
         let blanks: Vec<PeerHandle> = self.core.blanks.lock().values().cloned().collect();
-        let lonely = |handle: &PeerHandle| handle.0.is_lonely(now, &self.core.env.timing);
+        let lonely = |handle: &PeerHandle| handle.0.is_lonely(now, &self.core.env.timing) && !self.core.is_kept(handle);
         let entry =
             |handle: PeerHandle| (RegionId(handle.id()), PeerId(handle.0.peer.id), handle.region().region_epoch());
         self.handles().into_iter().chain(blanks).filter(lonely).take(limit).map(entry).collect()
@@ -328,12 +328,19 @@ impl Host {
     pub fn destroy_peer(&self, region: RegionId, peer: PeerId, known: RegionEpoch) -> bool {
         let handle = self.handle(region).or_else(|| self.core.blanks.lock().get(&region.0).cloned());
         let Some(handle) = handle.filter(|handle| handle.0.peer.id == peer.0) else { return false };
-        if handle.region().region_epoch().conf_ver > known.conf_ver || handle.0.view.load().leading {
+        let newer = handle.region().region_epoch().conf_ver > known.conf_ver;
+        if newer || handle.0.view.load().leading || self.core.is_kept(&handle) {
             return false;
         }
         let note = Note::Destroy { region: region.0, peer: peer.0, conf_ver: known.conf_ver };
         self.core.note(region.0, note);
         true
+    }
+
+    /// The target of a frozen region as its peer on this host is, or ended, if it has left the epoch of the freeze: what
+    /// [`PeerHandle::propose_thaw`] takes as proof, also of a target that was taken in itself meanwhile.
+    pub fn proof_of_thaw(&self, source: RegionId) -> Option<Region> {
+        self.core.proof_of_thaw(source.0).ok()
     }
 
     /// Where the transport delivers.
@@ -433,13 +440,16 @@ impl Core {
         handle
     }
 
-    fn start(&self, region: Region, apply: ApplyState, origin: Origin) -> Result<(), OpenError> {
+    fn start(&self, found: Found) -> Result<(), OpenError> {
+        let Found { region, apply, frozen, absorbed } = found;
         if region.peer_on(StoreId(self.env.host_id)).is_none() {
             let what = format!("{} has no peer on this host", region.region_id());
             return Err(OpenError::damaged(&self.snap_dir, what));
         }
         let handle = self.enter(&mut self.table.lock(), &region, Some(apply));
-        self.give_birth(handle, apply, origin);
+        handle.0.frozen.store(frozen.map(Arc::new));
+        handle.0.set_absorbed(absorbed);
+        self.give_birth(handle, apply, Origin::Restarted);
         Ok(())
     }
 

@@ -24,6 +24,7 @@ use braid_proto::pb::{Peer, RaftFrame, Region};
 use bytes::Bytes;
 use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
 
+mod absorb;
 mod applied;
 mod apply;
 mod change;

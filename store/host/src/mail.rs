@@ -148,7 +148,21 @@ pub(crate) enum Command {
     Transfer { term: u64, to: u64, done: Transferred },
     Confirm { term: u64, done: Confirmed },
     Change { term: u64, epoch: RegionEpoch, change: PeerChange, done: Changed },
+    Reshape { term: u64, reshape: Box<Reshape>, done: Changed },
     Campaign,
+}
+
+/// A step of a merge, see [`crate::merge`].
+#[derive(Debug)]
+pub(crate) enum Reshape {
+    /// For this target.
+    Freeze(Region),
+    /// The target as it is now.
+    Thaw(Region),
+    /// This frozen source.
+    Merge(Region),
+    /// The region is at this epoch.
+    Bump(RegionEpoch),
 }
 
 impl Command {
@@ -158,7 +172,9 @@ impl Command {
             Command::Split { done, .. } => done(Outcome::Dropped),
             Command::Transfer { done, .. } => done(Err(why.to_owned())),
             Command::Confirm { done, .. } => done(false),
-            Command::Change { done, .. } => done(Err(ChangeRefused::NotNow(why.to_owned()))),
+            Command::Change { done, .. } | Command::Reshape { done, .. } => {
+                done(Err(ChangeRefused::NotNow(why.to_owned())))
+            }
             Command::Campaign => {}
         }
     }
@@ -201,8 +217,8 @@ pub(crate) enum Origin {
 pub(crate) struct Applied {
     /// The log is truncated up to here, and the term there.
     pub truncated: Option<(u64, u64)>,
-    /// A split was applied, or refused.
-    pub split: bool,
+    /// A split or a freeze was applied, or refused.
+    pub reshaped: bool,
     /// Changes of peers that were accepted, in order.
     pub changes: Vec<Change>,
 }

@@ -13,10 +13,13 @@
 //! raft-engine, group = region id: key `s` → [`RaftState`], and the entries. Keys are never deleted there one by one
 //! (a deleted key may come back after a purge); a group is cleaned as a whole.
 
-use braid_proto::pb::{Peer, Region, SnapshotManifest};
+use braid_proto::id::RegionId;
+use braid_proto::pb::{Peer, Region, RegionEpoch, SnapshotManifest};
 use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::HardState;
+
+use crate::merge::Frozen;
 
 /// Column family of the keys above.
 pub const CF_HOST: &str = "host";
@@ -145,6 +148,36 @@ pub struct RegionState {
     /// `Tombstone`: the peer, which never comes back.
     #[prost(message, optional, tag = "6")]
     pub own: Option<Peer>,
+    /// `Normal`: what the region is frozen for. None: it is not.
+    #[prost(message, optional, tag = "7")]
+    pub frozen: Option<FrozenFor>,
+    /// Regions that this one has taken in, by id: one for each merge into it. A peer of one of them that is found on a
+    /// host is a leftover, however the ranges lie now.
+    #[prost(uint64, repeated, tag = "8")]
+    pub absorbed: Vec<u64>,
+}
+
+/// [`Frozen`], as it is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct FrozenFor {
+    /// The region that is to take it in.
+    #[prost(uint64, tag = "1")]
+    pub target: u64,
+    /// The epoch at which that one may do so.
+    #[prost(message, optional, tag = "2")]
+    pub epoch: Option<RegionEpoch>,
+}
+
+impl From<Frozen> for FrozenFor {
+    fn from(frozen: Frozen) -> Self {
+        Self { target: frozen.target.0, epoch: Some(frozen.epoch) }
+    }
+}
+
+impl From<FrozenFor> for Frozen {
+    fn from(stored: FrozenFor) -> Self {
+        Self { target: RegionId(stored.target), epoch: stored.epoch.unwrap_or_default() }
+    }
 }
 
 impl RegionState {
@@ -160,9 +193,14 @@ impl RegionState {
         }
     }
 
-    /// A region that takes part.
-    pub fn normal(region: Region) -> Self {
-        Self { region: Some(region), state: PeerState::Normal as i32, ..Default::default() }
+    /// A region that takes part, and what it has taken in.
+    pub fn normal(region: Region, absorbed: &[u64]) -> Self {
+        Self {
+            region: Some(region),
+            state: PeerState::Normal as i32,
+            absorbed: absorbed.to_vec(),
+            ..Default::default()
+        }
     }
 }
 
@@ -266,6 +304,55 @@ pub enum Admin {
     Split(Split),
     /// Change the peers. Its entry is one of raft's own kind, see [`crate::change`].
     Change(Change),
+    /// Freeze the region, which is to go into its neighbour. This and the rest: see [`crate::merge`].
+    Freeze(Freeze),
+    /// The region goes on by itself.
+    Thaw(Thaw),
+    /// Take in the neighbour.
+    Merge(Merge),
+    /// Raise the version.
+    Bump(Bump),
+}
+
+/// The region stops for `target`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Freeze {
+    /// Epoch of the region it was proposed under; another one at apply refuses it.
+    #[prost(uint64, tag = "1")]
+    pub conf_ver: u64,
+    /// Likewise.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// The region that is to take it in, at the epoch that the freeze is for.
+    #[prost(message, optional, tag = "3")]
+    pub target: Option<Region>,
+}
+
+/// The target of the freeze has left its epoch without this region.
+#[derive(Clone, PartialEq, Message)]
+pub struct Thaw {
+    /// The target since.
+    #[prost(message, optional, tag = "1")]
+    pub proof: Option<Region>,
+}
+
+/// The region takes in `source`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Merge {
+    /// Epoch of the region that the source is frozen for; another one at apply refuses it.
+    #[prost(message, optional, tag = "1")]
+    pub epoch: Option<RegionEpoch>,
+    /// As it was frozen.
+    #[prost(message, optional, tag = "2")]
+    pub source: Option<Region>,
+}
+
+/// One version more.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Bump {
+    /// Epoch of the region that is to be left; another one at apply refuses it.
+    #[prost(message, optional, tag = "1")]
+    pub epoch: Option<RegionEpoch>,
 }
 
 /// Everything up to `index` may leave the log.
@@ -329,6 +416,10 @@ impl Admin {
             Admin::Compact(compact) => (Bytes::from_static(&[1]), compact.encode_to_vec().into()),
             Admin::Split(split) => (Bytes::from_static(&[2]), split.encode_to_vec().into()),
             Admin::Change(change) => (Bytes::from_static(&[3]), change.encode_to_vec().into()),
+            Admin::Freeze(freeze) => (Bytes::from_static(&[4]), freeze.encode_to_vec().into()),
+            Admin::Thaw(thaw) => (Bytes::from_static(&[5]), thaw.encode_to_vec().into()),
+            Admin::Merge(merge) => (Bytes::from_static(&[6]), merge.encode_to_vec().into()),
+            Admin::Bump(bump) => (Bytes::from_static(&[7]), bump.encode_to_vec().into()),
         }
     }
 
@@ -340,6 +431,10 @@ impl Admin {
             [1] => Ok(Some(Admin::Compact(Compact::decode(data.clone()).map_err(wrong)?))),
             [2] => Ok(Some(Admin::Split(Split::decode(data.clone()).map_err(wrong)?))),
             [3] => Ok(Some(Admin::Change(Change::decode(data.clone()).map_err(wrong)?))),
+            [4] => Ok(Some(Admin::Freeze(Freeze::decode(data.clone()).map_err(wrong)?))),
+            [5] => Ok(Some(Admin::Thaw(Thaw::decode(data.clone()).map_err(wrong)?))),
+            [6] => Ok(Some(Admin::Merge(Merge::decode(data.clone()).map_err(wrong)?))),
+            [7] => Ok(Some(Admin::Bump(Bump::decode(data.clone()).map_err(wrong)?))),
             other => Err(format!("host entry of unknown kind {other:?}")),
         }
     }
@@ -374,6 +469,17 @@ mod tests {
         let split = Admin::Split(Split { key: "k".into(), child_id: 3, child_peer_ids: vec![4, 5], version: 2 });
         let (context, data) = split.encode();
         assert_eq!(Admin::decode(&context, &data), Ok(Some(split)));
+        let epoch = Some(RegionEpoch { conf_ver: 3, version: 4 });
+        let region = Some(Region { id: 8, epoch, ..Region::default() });
+        for admin in [
+            Admin::Freeze(Freeze { conf_ver: 1, version: 2, target: region.clone() }),
+            Admin::Thaw(Thaw { proof: region.clone() }),
+            Admin::Merge(Merge { epoch, source: region }),
+            Admin::Bump(Bump { epoch }),
+        ] {
+            let (context, data) = admin.encode();
+            assert_eq!(Admin::decode(&context, &data), Ok(Some(admin)));
+        }
         assert_eq!(Admin::decode(&[], &data), Ok(None));
         assert!(Admin::decode(&[9], &data).is_err());
         assert!(Admin::decode(&[2], &Bytes::from_static(&[0xff])).is_err());

@@ -38,6 +38,7 @@ use crate::{Done, Outcome, RegionMachine};
 mod change;
 mod clock;
 mod command;
+mod merge;
 mod ready;
 mod snapshot;
 
@@ -87,8 +88,10 @@ pub(crate) struct Peer {
     transfer: Option<Transfer>,
     /// Leads this term, and the machine has not been told because nothing of the term is handed to apply yet.
     inaugurating: Option<u64>,
-    /// A split of this term was proposed and is not applied.
+    /// A split or a freeze of this term was proposed and is not applied.
     splitting: bool,
+    /// It is a freeze: no data follows it.
+    freezing: bool,
     /// Highest index handed to the apply thread.
     handed: u64,
     /// Bytes of entries that the apply thread has not answered yet.
@@ -211,6 +214,7 @@ impl Peer {
             transfer: None,
             inaugurating: None,
             splitting: false,
+            freezing: false,
             handed: applied,
             apply_bytes: 0,
             compact_proposed: 0,
@@ -451,7 +455,7 @@ impl Peer {
     fn resign(&mut self) {
         self.void_lease();
         self.inaugurating = None;
-        self.splitting = false;
+        (self.splitting, self.freezing) = (false, false);
         self.reads.fail();
         self.proposals.drop_waiting();
         self.handle.0.down_peers.store(Arc::default());
@@ -464,7 +468,7 @@ impl Peer {
 
     /// The apply thread has applied up to `index`.
     pub fn on_applied(&mut self, (index, bytes): (u64, usize), effect: &Applied, now: Now, env: &Env) {
-        let Applied { truncated, split, ref changes } = *effect;
+        let Applied { truncated, reshaped, ref changes } = *effect;
         self.apply_bytes -= bytes;
         if !changes.is_empty() {
             self.take_over(changes, now, env);
@@ -480,8 +484,8 @@ impl Peer {
                     (u128::from(self.log_bytes) * u128::from(last - index) / u128::from(last - old)) as u64;
             }
         }
-        if split {
-            self.splitting = false;
+        if reshaped {
+            (self.splitting, self.freezing) = (false, false);
             self.peers.clone_from(&self.handle.region().peers);
             if self.lease.cap.take().is_some() {
                 self.publish_lease();
@@ -549,6 +553,12 @@ impl Peer {
         {
             return done(Outcome::Dropped);
         }
+        if self.freezing || self.handle.frozen().is_some() {
+            // What was evaluated after it must not be accepted later (rule O3).
+            tracing::warn!(region = self.region_id(), "a frozen region takes no data: who proposes has not drained it");
+            done(Outcome::Dropped);
+            return self.give_up(term);
+        }
         metrics::counter!("braid_raft_proposals_total").increment(1);
         let proposal = Waiting { context: Bytes::new(), data, done };
         let refused = if self.proposals.is_waiting() { Err(proposal) } else { self.append(proposal) };
@@ -592,7 +602,7 @@ impl Peer {
         if !self.leads(term) {
             return;
         }
-        tracing::warn!(region = self.region_id(), term, "too many proposals are waiting; the leader steps down");
+        tracing::warn!(region = self.region_id(), term, "a proposal of this term was refused; the leader steps down");
         metrics::counter!("braid_raft_gave_up_total").increment(1);
         self.handle.0.refused_term.fetch_max(term, std::sync::atomic::Ordering::AcqRel);
         self.proposals.drop_waiting();

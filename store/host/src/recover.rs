@@ -27,6 +27,7 @@ use crate::config::HostConfig;
 use crate::destroy::{clear_data, put_cleared};
 use crate::error::OpenError;
 use crate::log::{EngineLog, LogOp, LogStore, LogWrite};
+use crate::merge::Frozen;
 use crate::meta::{ApplyState, CF_HOST, FORMAT, INITIAL_INDEX, Ident, Key, PeerState, RaftState, RegionState};
 use crate::snapshot::{replace_data, write_normal};
 
@@ -38,8 +39,16 @@ pub(crate) struct Opened {
     pub log: Arc<dyn LogStore>,
     pub snap_dir: PathBuf,
     pub incarnation: u64,
-    /// Every region here, with its validated apply state.
-    pub regions: Vec<(Region, ApplyState)>,
+    /// Every region here.
+    pub regions: Vec<Found>,
+}
+
+/// A region of the folder, with its validated apply state.
+pub(crate) struct Found {
+    pub region: Region,
+    pub apply: ApplyState,
+    pub frozen: Option<Frozen>,
+    pub absorbed: Vec<u64>,
 }
 
 pub(crate) fn open(config: &HostConfig, machine: &dyn StateMachine) -> Result<Opened, OpenError> {
@@ -184,8 +193,8 @@ struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
-    fn regions(&self) -> Result<Vec<(Region, ApplyState)>, OpenError> {
-        let mut regions: Vec<(Region, ApplyState)> = Vec::new();
+    fn regions(&self) -> Result<Vec<Found>, OpenError> {
+        let mut regions: Vec<Found> = Vec::new();
         let mut graves: Vec<(u64, RegionState)> = Vec::new();
         for (id, state) in self.states()? {
             if state.state() == PeerState::Tombstone {
@@ -195,17 +204,19 @@ impl Recovery<'_> {
             let region = state.region.clone().filter(|region| region.id == id);
             let region = region.ok_or_else(|| self.damaged(format!("the state of r{id} is empty")))?;
             let apply = self.apply_state(id)?;
-            if state.state() == PeerState::Applying {
+            let applying = state.state() == PeerState::Applying;
+            if applying {
                 self.finish_snapshot(&region, &state)?;
             }
             self.check(id, apply)?;
-            regions.push((region, apply));
+            let absorbed = if applying { state.manifest.unwrap_or_default().absorbed } else { state.absorbed };
+            regions.push(Found { region, apply, frozen: state.frozen.map(Frozen::from), absorbed });
         }
-        let live: Vec<KeyRange> = regions.iter().map(|(region, _)| region.range()).collect();
+        let live: Vec<KeyRange> = regions.iter().map(|found| found.region.range()).collect();
         for (id, state) in graves {
             self.finish_destruction(id, &state, &live)?;
         }
-        let known: Vec<u64> = regions.iter().map(|(region, _)| region.id).collect();
+        let known: Vec<u64> = regions.iter().map(|found| found.region.id).collect();
         for id in self.log.regions() {
             if !known.contains(&id) && self.log.span(id).is_some() {
                 return Err(
@@ -277,7 +288,7 @@ impl Recovery<'_> {
         }
         replace_data(self.db, self.machine, state.replaced.as_ref(), region, &manifest, &dir)
             .map_err(|why| OpenError::engine(self.dir, why))?;
-        write_normal(self.db, region).map_err(|error| OpenError::engine(self.dir, error))?;
+        write_normal(self.db, region, &manifest.absorbed).map_err(|error| OpenError::engine(self.dir, error))?;
         tracing::info!(region = id, "finished the installation of a raft snapshot");
         Ok(())
     }

@@ -26,6 +26,7 @@ use prost::Message as _;
 use raft::eraftpb::Snapshot;
 use rocksdb::{DB, IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, WriteBatch, WriteOptions};
 
+use crate::absorb::Absorbed;
 use crate::apply::{ApplyTask, Delegate};
 use crate::change::conf_state;
 use crate::error::fatal;
@@ -102,10 +103,14 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
     if state.state() != PeerState::Normal {
         return Err("the region's own data is not complete".to_owned());
     }
+    if state.frozen.is_some() {
+        return Err("the region is frozen".to_owned());
+    }
     let apply = read(Key::ApplyState(region))?.and_then(|bytes| ApplyState::decode(&bytes));
     let apply = apply.ok_or("the apply state cannot be read")?;
     let region = state.region.ok_or("the region state is empty")?;
-    let mut manifest = SnapshotManifest { region: Some(region.clone()), ..Default::default() };
+    let mut manifest =
+        SnapshotManifest { region: Some(region.clone()), absorbed: state.absorbed, ..Default::default() };
     for range in core.machine.data_ranges(&region) {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
@@ -171,19 +176,19 @@ pub(crate) fn sync_dir(dir: &Path) -> std::io::Result<()> {
     fs::File::open(dir)?.sync_all()
 }
 
-/// Step 1: the decision to replace the region's data, durable.
-pub(crate) fn write_intent(core: &Core, install: &Install) -> Result<(), String> {
+/// Step 1: the decision to replace the region's data, durable; with it end peers of regions that it has taken in.
+pub(crate) fn write_intent(core: &Core, install: &Install, ended: &[Absorbed]) -> Result<(), String> {
     let dir = install.dir.0.as_ref().expect("the folder is held until it is installed");
     let name = dir.strip_prefix(&core.snap_dir).ok().and_then(Path::to_str);
     let name = name.ok_or_else(|| format!("{} is not below {}", dir.display(), core.snap_dir.display()))?;
     let named = |error: std::io::Error| format!("{}: {error}", dir.display());
     sync_dir(dir).map_err(named)?;
     sync_dir(&core.snap_dir).map_err(named)?;
-    put_intent(&core.db, install, name).map_err(|error| error.to_string())
+    put_intent(&core.db, install, name, ended).map_err(|error| error.to_string())
 }
 
 /// Writes the intent; `name` is the folder below `snap/`.
-pub(crate) fn put_intent(db: &DB, install: &Install, name: &str) -> Result<(), rocksdb::Error> {
+pub(crate) fn put_intent(db: &DB, install: &Install, name: &str, ended: &[Absorbed]) -> Result<(), rocksdb::Error> {
     let id = install.region.id;
     let cf = db.cf_handle(CF_HOST).expect("opened with the database");
     let state = RegionState {
@@ -192,9 +197,15 @@ pub(crate) fn put_intent(db: &DB, install: &Install, name: &str) -> Result<(), r
         snapshot_dir: name.to_owned(),
         manifest: Some(install.manifest.clone()),
         replaced: install.replaced.clone(),
-        own: None,
+        ..RegionState::default()
     };
     let mut batch = WriteBatch::new();
+    for Absorbed { region, own, rest } in ended {
+        let mut tombstone = RegionState::tombstone((**region).clone(), *own, false);
+        tombstone.replaced.clone_from(rest);
+        batch.put_cf(cf, Key::RegionState(region.id).encode(), tombstone.encode_to_vec());
+        batch.delete_cf(cf, Key::ApplyState(region.id).encode());
+    }
     batch.put_cf(cf, Key::RegionState(id).encode(), state.encode_to_vec());
     batch.put_cf(cf, Key::ApplyState(id).encode(), install.apply.encode());
     batch.put_cf(cf, Key::SnapshotRaftState(id).encode(), install.raft_state.encode());
@@ -217,13 +228,13 @@ fn take_in(core: &Arc<Core>, install: Install) {
         fatal(format_args!("the raft snapshot of r{id} cannot be taken in: {why}"));
     }
     // CRASH: data is complete, the region still says "applying". Safe: the files are still there, steps 3 and 4 again.
-    if let Err(error) = write_normal(&core.db, &region) {
+    if let Err(error) = write_normal(&core.db, &region, &manifest.absorbed) {
         fatal(format_args!("the raft snapshot of r{id} cannot be finished: {error}"));
     }
     if let Err(error) = fs::remove_dir_all(&dir) {
         tracing::warn!(dir = %dir.display(), %error, "cannot remove an installed snapshot; the next start will");
     }
-    let machine = reopen(core, &handle, region, apply);
+    let machine = reopen(core, &handle, region, manifest.absorbed, apply);
     handle.0.replacements.fetch_add(1, Ordering::SeqCst);
     core.note(id, Note::Installed { region: id, peer: handle.peer().id, machine, apply });
 }
@@ -300,21 +311,31 @@ pub(crate) fn clear(db: &DB, range: &DataRange) -> Result<(), String> {
 }
 
 /// Step 4: the region takes part again, durable.
-pub(crate) fn write_normal(db: &DB, region: &Region) -> Result<(), rocksdb::Error> {
+pub(crate) fn write_normal(db: &DB, region: &Region, absorbed: &[u64]) -> Result<(), rocksdb::Error> {
     let cf = db.cf_handle(CF_HOST).expect("opened with the database");
     let mut batch = WriteBatch::new();
-    batch.put_cf(cf, Key::RegionState(region.id).encode(), RegionState::normal(region.clone()).encode_to_vec());
+    let state = RegionState::normal(region.clone(), absorbed);
+    batch.put_cf(cf, Key::RegionState(region.id).encode(), state.encode_to_vec());
     batch.delete_cf(cf, Key::SnapshotRaftState(region.id).encode());
     write_synced(db, batch)
 }
 
 /// Opens the machine on installed data. The apply thread learns of it before the worker does, so before anything else of
 /// the region is handed over.
-fn reopen(core: &Core, handle: &PeerHandle, region: Region, apply: ApplyState) -> Arc<dyn RegionMachine> {
+fn reopen(
+    core: &Core,
+    handle: &PeerHandle,
+    region: Region,
+    absorbed: Vec<u64>,
+    apply: ApplyState,
+) -> Arc<dyn RegionMachine> {
     let shared = &handle.0;
     {
         let mut table = core.table.lock();
         shared.region.store(Arc::new(region.clone()));
+        // No raft snapshot is made of a frozen region.
+        shared.frozen.store(None);
+        shared.set_absorbed(absorbed);
         let id = region.id;
         table.put(region, handle.clone());
         table.release(id);

@@ -1,7 +1,7 @@
 //! Which regions live on a host, and where: one map under one lock.
 //!
 //! Invariant: at any time no two initialised regions of a host overlap, nor does the range that an incoming raft
-//! snapshot reserves. Everything that creates, splits or replaces a region goes through here first.
+//! snapshot reserves, but for regions that end with its installation (`absorb`). Everything that creates, splits or replaces a region goes through here first.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -49,13 +49,19 @@ impl RegionTable {
 
     /// A region other than `except` that holds, or will hold, keys of `range`.
     pub fn overlapping(&self, range: &KeyRange, except: u64) -> Option<u64> {
+        self.overlapping_but(range, except, |_| false)
+    }
+
+    /// The same, but for regions here that make way for it.
+    pub fn overlapping_but(&self, range: &KeyRange, except: u64, yields: impl Fn(u64) -> bool) -> Option<u64> {
         // Regions do not overlap each other, so only the last one that starts before `range` and those inside count.
         let before = self.by_start.range::<Bytes, _>(..=&range.start).next_back();
         let inside = self.by_start.range::<Bytes, _>(&range.start..);
         let held =
             before.into_iter().chain(inside.take_while(|(start, _)| range.end.is_empty() || **start < range.end));
         let mut held = held.map(|(_, id)| *id);
-        held.find(|id| *id != except && self.regions[id].region.range().overlaps(range)).or_else(|| {
+        let counts = |id: u64| id != except && self.regions[&id].region.range().overlaps(range) && !yields(id);
+        held.find(|id| counts(*id)).or_else(|| {
             let mut reserved = self.reserved.iter();
             reserved.find(|(id, held)| **id != except && held.overlaps(range)).map(|(id, _)| *id)
         })
@@ -88,7 +94,12 @@ impl RegionTable {
 
     /// Keeps `range` free for a raft snapshot of `region`, or until the data of a destroyed peer is deleted. False: somebody else is there.
     pub fn reserve(&mut self, region: u64, range: KeyRange) -> bool {
-        if self.overlapping(&range, region).is_some() {
+        self.reserve_over(region, range, &[])
+    }
+
+    /// The same, over regions that end before the reservation does.
+    pub fn reserve_over(&mut self, region: u64, range: KeyRange, ending: &[u64]) -> bool {
+        if self.overlapping_but(&range, region, |id| ending.contains(&id)).is_some() {
             return false;
         }
         self.reserved.insert(region, range);

@@ -8,6 +8,7 @@ mod destroyed;
 mod folders;
 mod kv;
 mod leases;
+mod merges;
 mod net;
 mod sleep;
 mod snapshots;

@@ -18,6 +18,7 @@ use braid_proto::id::StoreId;
 use crossbeam_channel::{Receiver, select};
 use raft::Ready;
 
+use crate::absorb::{Absorbed, Leftovers};
 use crate::apply::ApplyTask;
 use crate::error::fatal;
 use crate::guard::VoteGuard;
@@ -177,13 +178,16 @@ impl Worker {
                     None => done(crate::Outcome::Dropped),
                 }
             }
-            Mail::Command { region, command } => match self.peers.get_mut(&region) {
-                Some(peer) => {
-                    peer.command(command, now, &self.core.env);
-                    self.touch(region);
+            Mail::Command { region, command } => {
+                let Some(command) = self.core.judge_merge(region, command) else { return count };
+                match self.peers.get_mut(&region) {
+                    Some(peer) => {
+                        peer.command(command, now, &self.core.env);
+                        self.touch(region);
+                    }
+                    None => command.refuse("the region is not open here"),
                 }
-                None => command.refuse("the region is not open here"),
-            },
+            }
         }
         count
     }
@@ -212,6 +216,16 @@ impl Worker {
         if letter.to.store_id != self.core.env.host_id || region.peer_on(StoreId(self.core.env.host_id)).is_none() {
             return;
         }
+        let ending = match self.core.leftovers(id, manifest) {
+            Leftovers::Frozen(ending) => ending,
+            Leftovers::Stale(stale) => {
+                tracing::info!(region = id, ?stale, "raft snapshot refused: what it has taken in is not gone yet");
+                for (region, peer) in stale {
+                    self.core.note(region, Note::Destroy { region, peer, conf_ver: u64::MAX });
+                }
+                return;
+            }
+        };
         if !self.peers.contains_key(&id) && !self.conceive(letter) {
             return;
         }
@@ -221,7 +235,7 @@ impl Worker {
             let mut table = self.core.table.lock();
             // In the table, but this peer is none yet: it is about to be replaced by the one that was created.
             let created = !peer.is_initialised() && table.get(id).is_some();
-            if created || peer.is_installing() || !table.reserve(id, region.range()) {
+            if created || peer.is_installing() || !table.reserve_over(id, region.range(), &ending) {
                 tracing::info!(region = id, "raft snapshot refused: its range, or the region, is taken at the moment");
                 return;
             }
@@ -343,8 +357,13 @@ impl Worker {
     /// One log write for all regions of the round; the intents of raft snapshots before it.
     fn write(&mut self, effects: &mut Effects) {
         for install in &effects.installs {
-            if let Err(why) = crate::snapshot::write_intent(&self.core, install) {
+            let ended = self.core.end_absorbed(&install.region, &install.manifest);
+            if let Err(why) = crate::snapshot::write_intent(&self.core, install, &ended) {
                 fatal(format_args!("a raft snapshot cannot be installed: {why}"));
+            }
+            // CRASH: they are tombstones, their logs are there. Safe: the start-up cleans those.
+            for Absorbed { region, own, rest } in ended {
+                self.core.apply_later(ApplyTask::Absorbed { region: region.id, own, rest: rest.map(Box::new) });
             }
         }
         for (region, index) in self.compactions.drain(..) {

@@ -16,6 +16,7 @@ use crate::Outcome;
 use crate::change::{self, ChangeRefused, Changed, PeerChange, votes_new, votes_old};
 use crate::error::fatal;
 use crate::lease::Voter;
+use crate::merge::refuse_frozen;
 use crate::meta::{Admin, Change};
 use crate::support::Now;
 
@@ -79,6 +80,7 @@ impl Peer {
         if self.splitting || self.transfer.is_some() || self.proposals.is_waiting() {
             return not_now("a split or a transfer is under way, or proposals wait");
         }
+        refuse_frozen(self.handle.frozen()).map_err(ChangeRefused::NotNow)?;
         let own = StoreId(env.host_id);
         let entry = change::resolve(&region, change).map_err(ChangeRefused::Invalid)?;
         match change {

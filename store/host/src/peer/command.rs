@@ -8,6 +8,7 @@ use super::{Env, Peer, admin_entry};
 use crate::gc::{Span, compact_index};
 use crate::handle::Transferred;
 use crate::mail::Command;
+use crate::merge::refuse_frozen;
 use crate::meta::{Admin, Compact, Split};
 use crate::split::{SplitSpec, halves};
 use crate::storage::SnapshotSlot;
@@ -44,6 +45,7 @@ impl Peer {
             Command::Change { term, epoch, change, done } => {
                 self.propose_change((term, epoch), &change, done, now, env);
             }
+            Command::Reshape { term, reshape, done } => self.propose_reshape(term, &reshape, done, now),
             Command::Campaign => self.campaign(now, env),
         }
     }
@@ -117,7 +119,7 @@ impl Peer {
         } else if self.splitting || self.is_changing() || self.proposals.is_waiting() {
             Some("a split or a change of peers is under way, or proposals wait".to_owned())
         } else {
-            halves(&region, &split).err()
+            refuse_frozen(self.handle.frozen()).and_then(|()| halves(&region, &split)).err()
         };
         if let Some(why) = refusal {
             tracing::warn!(region = region.id, why, "split refused");
@@ -138,7 +140,7 @@ impl Peer {
     }
 
     /// Appends an entry of the host's own, or gives `done` back.
-    fn append_admin(&mut self, admin: &Admin, done: Option<Done>) -> Result<(), Option<Done>> {
+    pub(super) fn append_admin(&mut self, admin: &Admin, done: Option<Done>) -> Result<(), Option<Done>> {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.peer_id();
@@ -156,6 +158,10 @@ impl Peer {
     /// Truncates the log where that is worth an entry. `forced`: old entries pin files of the log.
     pub fn consider_gc(&mut self, env: &Env, forced: bool) {
         if !self.is_leader() || !self.settled() || self.proposals.is_waiting() || self.transfer.is_some() {
+            return;
+        }
+        // Whoever lacks some of a frozen region's log cannot get a raft snapshot instead.
+        if !forced && (self.freezing || self.handle.frozen().is_some()) {
             return;
         }
         let raft = &self.raw.raft;

@@ -35,6 +35,11 @@ impl Peer {
     /// Passes on that raft needs a snapshot for a follower.
     pub(super) fn want_snapshot(&mut self, effects: &mut Effects) {
         let SnapshotSlot::Wanted(to) = *self.raw.store().snapshots.borrow() else { return };
+        if self.handle.frozen().is_some() {
+            // It would not be frozen where it is taken in. Raft asks again.
+            self.raw.store().snapshots.replace(SnapshotSlot::Idle);
+            return;
+        }
         effects.generate.push((self.region_id(), self.peer_id(), to));
     }
 

@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use rocksdb::{ColumnFamilyDescriptor, DB, IteratorMode, Options, Snapshot, WriteBatch};
 
-use crate::{DataRange, Entry, PeerHandle, RegionMachine, StateMachine};
+use crate::{DataRange, Entry, Frozen, PeerHandle, RegionMachine, StateMachine};
 
 pub const CF: &str = "data";
 /// Rows `value=key` without values, of every key.
@@ -41,6 +41,11 @@ pub fn assert_indexed(db: &DB) {
     assert_eq!(found, wanted);
 }
 
+/// The key of the row that a merge leaves in the range of `source`.
+pub fn merge_row(source: &Region) -> String {
+    format!("{}!{}", std::str::from_utf8(&source.start).unwrap(), source.id)
+}
+
 #[derive(Default)]
 pub struct Kv {
     pub regions: Arc<DashMap<u64, Arc<KvRegion>>>,
@@ -64,6 +69,10 @@ pub enum Event {
     Leader(u64),
     Follower(u64),
     Region(u64),
+    /// The target, or none any more.
+    Frozen(Option<u64>),
+    /// The source.
+    Merged(u64),
     Destroyed,
 }
 
@@ -81,6 +90,18 @@ impl StateMachine for Kv {
 
     fn data_ranges(&self, region: &Region) -> Vec<DataRange> {
         vec![DataRange { cf: CF, start: region.start.to_vec(), end: region.end.to_vec() }]
+    }
+
+    /// Leaves a row in the source's range, which tells that it was taken in.
+    fn merge(&self, db: &DB, target: &Region, source: &Region, batch: &mut WriteBatch) -> Result<(), String> {
+        let (key, value) = (merge_row(source), target.id.to_string());
+        let (data, index) = (db.cf_handle(CF).unwrap(), db.cf_handle(INDEX).unwrap());
+        if let Some(before) = db.get_cf(data, &key).unwrap() {
+            batch.delete_cf(index, format!("{}={key}", String::from_utf8(before).unwrap()));
+        }
+        batch.put_cf(data, &key, &value);
+        batch.put_cf(index, format!("{value}={key}"), "");
+        Ok(())
     }
 
     fn snapshot_mark(&self) -> i64 {
@@ -141,6 +162,15 @@ impl RegionMachine for KvRegion {
 
     fn on_region(&self, region: &Region) {
         self.events.lock().push(Event::Region(region.region_epoch().version));
+    }
+
+    fn on_frozen(&self, frozen: Option<&Frozen>) {
+        self.events.lock().push(Event::Frozen(frozen.map(|frozen| frozen.target.0)));
+    }
+
+    fn on_merged(&self, source: &Region, merged: &Region) {
+        assert!(merged.range().contains_range(&source.range()));
+        self.events.lock().push(Event::Merged(source.id));
     }
 
     fn approximate_size(&self) -> (u64, u64) {

@@ -113,6 +113,7 @@ fn received(dir: &Path, region: &Region) -> SnapshotManifest {
         region: Some(region.clone()),
         files: vec![SnapshotFile { cf: CF.to_owned(), bytes, crc32 }],
         mark: 7,
+        ..SnapshotManifest::default()
     }
 }
 
@@ -152,7 +153,7 @@ fn an_installation_is_finished_after_a_crash_at_any_step() {
                 apply: ApplyState::at(index, term),
                 raft_state,
             };
-            put_intent(&opened.db, &install, "in-1").unwrap();
+            put_intent(&opened.db, &install, "in-1", &[]).unwrap();
             if crash >= Crash::Log {
                 let mut write = LogWrite::default();
                 write.push(1, LogOp::Clean);
@@ -172,7 +173,7 @@ fn an_installation_is_finished_after_a_crash_at_any_step() {
                 replace_data(&opened.db, &kv, Some(&old), &old, &manifest, &dir).unwrap();
             }
             if crash >= Crash::Normal {
-                write_normal(&opened.db, &old).unwrap();
+                write_normal(&opened.db, &old, &[]).unwrap();
             }
         }
         cluster.start(1);
@@ -209,7 +210,7 @@ fn a_newer_vote_outlives_an_interrupted_installation() {
         let mut write = LogWrite::default();
         write.push(1, LogOp::State(RaftState { peer_id: 11, term: 60, vote: 12, commit: 5 }));
         opened.log.write(write, true).unwrap();
-        put_intent(&opened.db, &install, "in-1").unwrap();
+        put_intent(&opened.db, &install, "in-1", &[]).unwrap();
     }
     let opened = recover::open(&cluster.config(1), &Kv::default()).unwrap();
     let state = opened.log.raft_state(1).unwrap();
@@ -235,7 +236,7 @@ fn a_snapshot_whose_files_are_lost_is_refused() {
             apply: ApplyState::at(5000, 50),
             raft_state: RaftState { peer_id: 11, term: 50, vote: 0, commit: 5000 },
         };
-        put_intent(&opened.db, &install, "in-1").unwrap();
+        put_intent(&opened.db, &install, "in-1", &[]).unwrap();
         fs::remove_dir_all(&dir).unwrap();
     }
     let error = cluster.try_start(1).unwrap_err().to_string();

@@ -4,7 +4,7 @@
 //! The worker that owns a region id makes its peers, whatever the cause, so two causes cannot race:
 //!
 //! - A message makes an uninitialised peer only if it asks for a vote or comes from a leader that knows nothing of this
-//!   peer, and only if the sender's range overlaps no region here. It votes and takes a snapshot; its votes are durable.
+//!   peer, and only if the sender's range overlaps no region here but those that are to go into it. It votes and takes a snapshot; its votes are durable.
 //! - If the overlap is with the parent that has not applied the split yet, the vote request waits for the child.
 //! - A peer that was destroyed never comes back, and a later one of its region only when its data is gone.
 //! - A split, or creation, replaces the uninitialised peer and keeps its votes.
@@ -12,6 +12,8 @@
 use std::collections::BTreeMap;
 
 use raft::eraftpb::MessageType;
+
+use crate::absorb::in_the_way;
 
 use super::{Birth, Letter, Now, Origin, Peer, PeerHandle, RaftState, VoteGuard, Worker};
 
@@ -76,7 +78,7 @@ impl Worker {
         {
             let table = core.table.lock();
             // In the table, but not here: it is about to be created.
-            if table.get(letter.region).is_some() || table.overlapping(&shape.range(), letter.region).is_some() {
+            if table.get(letter.region).is_some() || in_the_way(&table, shape) {
                 return false;
             }
         }

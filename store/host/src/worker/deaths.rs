@@ -21,6 +21,9 @@ impl Worker {
     /// Gives up the peer if its configuration is older than `conf_ver`.
     pub(super) fn condemn(&mut self, region: u64, peer: u64, conf_ver: u64) -> bool {
         let Some(live) = self.peers.get_mut(&region).filter(|live| live.peer_id() == peer) else { return false };
+        if self.core.is_kept(&live.handle) {
+            return false;
+        }
         let condemned = live.condemn(conf_ver);
         if condemned {
             let own = live.handle.0.peer;
@@ -31,6 +34,9 @@ impl Worker {
 
     pub(super) fn condemn_by_placement(&mut self, region: u64, peer: u64, conf_ver: u64) {
         let Some(live) = self.peers.get_mut(&region).filter(|live| live.peer_id() == peer) else { return };
+        if self.core.is_kept(&live.handle) {
+            return;
+        }
         if live.condemn_by_placement(conf_ver) {
             let own = live.handle.0.peer;
             self.core.apply_later(ApplyTask::Bury { region, own });

@@ -39,7 +39,7 @@ impl Files {
             bytes: content.len() as u64,
             crc32: crc32fast::hash(content),
         };
-        SnapshotManifest { region: None, files: self.contents.iter().map(file).collect(), mark: 0 }
+        SnapshotManifest { region: None, files: self.contents.iter().map(file).collect(), ..Default::default() }
     }
 }
 
