@@ -1,60 +1,51 @@
-//! `braid admin`: asks a running cluster, prints what it says, exits with 1 if it refused or a check found something.
+//! `braid admin`: asks a running cluster, prints what it says.
+//!
+//! 1. [`connection`] dials the first endpoint that answers, [`ask`] knows which call carries which request.
+//! 2. A command asks, and makes an [`answer`] of what it hears: a table for people, JSON for programs.
+//! 3. What cannot be undone is asked back first ([`confirm`]); what takes its time can be followed ([`follow`]).
+//!
+//! Exit codes: 0 if what was asked for is done, 1 if it was refused or a check found something, 2 for a command line that
+//! cannot be read. Only `health` has its own.
 
-use std::io::{self, Write as _};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
-use serde::Serialize;
+use anyhow::Result;
 
-use crate::args::admin::{AdminArgs, AdminCommand, RegionCommand, StoreCommand};
-use crate::args::types::Output;
+use crate::args::admin::{AdminArgs, AdminCommand};
 
+mod answer;
+mod ask;
+mod cluster;
+mod confirm;
 mod connection;
-mod region_check;
-mod region_list;
-mod region_split;
-mod region_transfer_leader;
-mod region_view;
-mod status;
-mod store_list;
+mod follow;
+mod operator;
+mod region;
+mod scheduler;
+mod store;
 mod table;
 
 use connection::Connection;
-use table::Table;
-
-/// An answer that can be printed for people and for programs.
-trait Answer: Serialize {
-    /// What people see.
-    fn table(&self) -> Table;
-}
 
 /// Runs one command.
-pub async fn run(args: AdminArgs) -> Result<()> {
-    let connection = Connection::open(&args.endpoints, args.timeout()).await?;
+pub async fn run(args: AdminArgs) -> Result<ExitCode> {
+    let connection = Connection::open(&args.endpoints, args.timeout());
     let output = args.output;
+    if matches!(args.command, AdminCommand::Health) {
+        return Ok(cluster::health::run(connection, output).await);
+    }
+    let mut connection = connection.await?;
+    let connection = &mut connection;
     match args.command {
-        AdminCommand::Store(StoreCommand::List) => print(output, &store_list::run(connection).await?),
-        AdminCommand::Region(RegionCommand::List) => print(output, &region_list::run(connection).await?),
-        AdminCommand::Region(RegionCommand::Check { region }) => {
-            let check = region_check::run(connection, region.map(|region| region.0)).await?;
-            print(output, &check)?;
-            check.verdict()
-        }
-        AdminCommand::Region(RegionCommand::Split { key }) => print(output, &region_split::run(connection, key).await?),
-        AdminCommand::Region(RegionCommand::TransferLeader { region, to_store }) => {
-            print(output, &region_transfer_leader::run(connection, region.0, to_store.0).await?)
-        }
-        AdminCommand::Status => print(output, &status::run(connection).await?),
+        AdminCommand::Store(command) => store::run(connection, output, command).await,
+        AdminCommand::Region(command) => region::run(connection, output, command).await,
+        AdminCommand::Scheduler(command) => scheduler::run(connection, output, command).await,
+        AdminCommand::Operator(command) => operator::run(connection, output, command).await,
+        AdminCommand::Rebalance { status: true, .. } => cluster::rebalance::status(connection, output).await,
+        AdminCommand::Rebalance { timeout, .. } => cluster::rebalance::run(connection, output, timeout).await,
+        AdminCommand::Why => answer::print(output, &cluster::why::run(connection).await?),
+        AdminCommand::Status => answer::print(output, &cluster::status::run(connection).await?),
+        AdminCommand::Health => unreachable!("is run above"),
     }
-}
-
-fn print<A: Answer>(output: Output, answer: &A) -> Result<()> {
-    let text = match output {
-        Output::Table => answer.table().to_string(),
-        Output::Json => serde_json::to_string_pretty(answer).context("writing the answer as JSON")? + "\n",
-    };
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader (`head`, `grep -q`) has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing the answer"),
-    }
+    .map(|()| ExitCode::SUCCESS)
 }

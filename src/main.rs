@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Err(exit) => return exit.report(),
     };
     match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("braid: {error:#}");
             ExitCode::FAILURE
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> Result<()> {
+fn start(cli: Cli) -> Result<ExitCode> {
     // One worker thread for each core.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
@@ -45,12 +45,13 @@ fn start(cli: Cli) -> Result<()> {
                 println!("braid {}", env!("CARGO_PKG_VERSION"));
                 Ok(())
             }
-            Command::Admin(args) => admin::run(args).await,
+            Command::Admin(args) => return admin::run(args).await,
             Command::Dev(args) => roles::dev::run(args).await,
             Command::Server(args) => roles::server::run(args).await,
             Command::Placement(args) => roles::placement::run(args).await,
             Command::Store(args) => roles::store::run(args).await,
             Command::Proxy(args) => roles::proxy::run(args).await,
         }
+        .map(|()| ExitCode::SUCCESS)
     })
 }

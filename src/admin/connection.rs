@@ -1,14 +1,16 @@
 //! A connection to the first endpoint that answers, and what its refusals mean.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use braid_proto::pb::PlacementHeader;
 use braid_proto::pb::admin_client::AdminClient;
 use braid_proto::pb::inspect_client::InspectClient;
+use braid_proto::pb::{PlacementHeader, RegionCheckRequest, RegionCheckResponse};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
+use super::ask::{Ask, Order};
 use crate::args::types::Url;
 
 /// Time for one endpoint to accept a connection.
@@ -16,11 +18,11 @@ const DIAL: Duration = Duration::from_secs(2);
 
 /// The cluster's admin service.
 pub struct Connection {
-    /// The service; every call goes through [`Connection::request`] and [`Connection::answer`].
-    pub client: AdminClient<Channel>,
-    /// What proxies answer by themselves; likewise.
-    pub inspect: InspectClient<Channel>,
+    client: AdminClient<Channel>,
+    /// What proxies answer by themselves.
+    inspect: InspectClient<Channel>,
     url: Url,
+    endpoints: Vec<Url>,
     timeout: Duration,
 }
 
@@ -36,7 +38,7 @@ impl Connection {
                 Ok(channel) => {
                     let client = AdminClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
                     let inspect = InspectClient::new(channel).max_decoding_message_size(usize::MAX);
-                    return Ok(Self { client, inspect, url: url.clone(), timeout });
+                    return Ok(Self { client, inspect, url: url.clone(), endpoints: endpoints.to_vec(), timeout });
                 }
                 Err(error) => failures.push(format!("{url}: {}", root(&error))),
             }
@@ -44,15 +46,49 @@ impl Connection {
         bail!("no endpoint answers ({}); give a running cluster's client address to --endpoints", failures.join("; "))
     }
 
+    /// Dials again: the endpoint may have gone, others may be there.
+    pub async fn reopen(&mut self) -> Result<()> {
+        *self = Self::open(&self.endpoints, self.timeout).await?;
+        Ok(())
+    }
+
+    /// Waits for answers at least this long.
+    pub fn be_patient(&mut self, patience: Duration) {
+        self.timeout = self.timeout.max(patience);
+    }
+
+    /// What placement's leader answers.
+    pub async fn ask<Q: Ask>(&mut self, question: Q) -> Result<Q::Answer> {
+        let request = self.request(question);
+        let answer = Q::send(&mut self.client, request).await;
+        self.answer(answer, Q::header)
+    }
+
+    /// What placement's leader has done; fails with "cannot `what`" and the reason if it refuses.
+    pub async fn order<Q: Order>(&mut self, order: Q, what: impl fmt::Display) -> Result<Q::Answer> {
+        let answer = self.ask(order).await?;
+        match Q::failed(&answer) {
+            "" => Ok(answer),
+            why => bail!("cannot {what}: {why}"),
+        }
+    }
+
+    /// What a proxy finds out by asking stores.
+    pub async fn region_check(&mut self, request: RegionCheckRequest) -> Result<RegionCheckResponse> {
+        let request = self.request(request);
+        let answer = self.inspect.region_check(request).await;
+        self.answer(answer, |_| None)
+    }
+
     /// `message` with the deadline of this command.
-    pub fn request<T>(&self, message: T) -> Request<T> {
+    fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
         request
     }
 
     /// The message of an answer, or why there is none.
-    pub fn answer<T>(
+    fn answer<T>(
         &self,
         result: Result<Response<T>, Status>,
         header: impl Fn(&T) -> Option<&PlacementHeader>,

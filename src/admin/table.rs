@@ -14,6 +14,23 @@ impl Table {
         Self { head: head.to_vec(), rows: Vec::new() }
     }
 
+    /// A table of what one thing is like; rows are added with [`Table::say`].
+    pub fn sheet() -> Self {
+        Self::new(&["WHAT", "NOW"])
+    }
+
+    /// Adds a row to a [`Table::sheet`].
+    pub fn say(&mut self, what: &str, now: impl fmt::Display) {
+        self.row(vec![what.to_owned(), now.to_string()]);
+    }
+
+    /// Adds a row for each of `lines`, or one with `none`.
+    pub fn say_lines(&mut self, what: &str, lines: impl IntoIterator<Item = String>, none: &str) {
+        let mut lines = lines.into_iter();
+        self.say(what, lines.next().as_deref().unwrap_or(none));
+        lines.for_each(|line| self.say("", line));
+    }
+
     /// Adds a row with one cell for each column.
     pub fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.head.len(), "a row has one cell for each column");
@@ -47,6 +64,21 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A span of time for people.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7_199 => format!("{} min", seconds / 60),
+        7_200..=172_799 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// `3 regions`, `1 region`.
+pub fn count(number: u64, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +95,20 @@ mod tests {
     fn sizes_have_the_unit_that_fits() {
         let shown: Vec<String> = [0, 1023, 1024, 1536, 5 << 30, 3 << 50].map(size).into();
         assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 GiB", "3072.0 TiB"]);
+    }
+
+    #[test]
+    fn sheets_have_lines_below_each_other() {
+        let mut sheet = Table::sheet();
+        sheet.say("state", "up");
+        sheet.say_lines("peers", ["p1".to_owned(), "p2".to_owned()], "none");
+        sheet.say_lines("labels", [], "none");
+        assert_eq!(sheet.to_string(), "WHAT    NOW\nstate   up\npeers   p1\n        p2\nlabels  none\n");
+    }
+
+    #[test]
+    fn spans_have_the_unit_that_fits() {
+        assert_eq!([0, 119, 120, 7_200, 200_000].map(span), ["0 s", "119 s", "2 min", "2 h", "2 days"]);
+        assert_eq!([count(0, "region"), count(1, "region")], ["0 regions", "1 region"]);
     }
 }

@@ -4,7 +4,15 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::types::{Id, Key, Output, Url};
+use super::types::{Output, Url};
+
+pub mod region;
+pub mod scheduler;
+pub mod store;
+
+use region::RegionCommand;
+use scheduler::{OperatorCommand, SchedulerCommand};
+use store::StoreCommand;
 
 /// `braid admin`.
 #[derive(Args, Clone, Debug)]
@@ -42,41 +50,51 @@ pub enum AdminCommand {
     /// The ranges that the keys are cut into
     #[command(subcommand)]
     Region(RegionCommand),
+    /// What moves, splits and merges regions by itself, and how it is set
+    #[command(subcommand)]
+    Scheduler(SchedulerCommand),
+    /// Changes of regions that are under way
+    #[command(subcommand)]
+    Operator(OperatorCommand),
+    /// Shows how far the cluster is from balance and follows it until it is balanced; exits with 1 if it does not get there
+    Rebalance {
+        /// Only say how far it is now; exits with 1 if it is not balanced
+        #[arg(long)]
+        status: bool,
+        /// Seconds after which to give up
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600, conflicts_with = "status", value_parser = clap::value_parser!(u64).range(1..))]
+        timeout: u64,
+    },
+    /// What is wrong with the cluster; exits with 0 if nothing is, with 1 for warnings, with 2 for errors or no answer
+    Health,
+    /// Why nothing is moving: what each scheduler says, and what operators wait for
+    Why,
     /// Whether the cluster has begun, who leads placement, the newest revision
     Status,
 }
 
-/// `braid admin store`.
-#[derive(Subcommand, Clone, Debug)]
-pub enum StoreCommand {
-    /// Lists the stores
-    List,
+/// Whether to stay until what was begun has ended.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Wait {
+    /// Follow it until it has ended; exits with 1 if it does not end well
+    #[arg(long)]
+    pub wait: bool,
+    /// Seconds after which --wait gives up; what was begun goes on
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, requires = "wait", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
 }
 
-/// `braid admin region`.
-#[derive(Subcommand, Clone, Debug)]
-pub enum RegionCommand {
-    /// Lists the regions in key order
-    List,
-    /// Compares the replicas of regions; exits with 1 if some differ or cannot be compared
-    Check {
-        /// Only this region, as `region list` prints it
-        #[arg(long, value_name = "ID")]
-        region: Option<Id<'r'>>,
-    },
-    /// Cuts the region that holds a key in two; the right one starts with the key
-    Split {
-        /// The key, \xNN for bytes that cannot be typed
-        #[arg(long)]
-        key: Key,
-    },
-    /// Makes another replica of a region its leader
-    TransferLeader {
-        /// The region, as `region list` prints it
-        #[arg(long, value_name = "ID")]
-        region: Id<'r'>,
-        /// The store whose replica shall lead
-        #[arg(long, value_name = "ID")]
-        to_store: Id<'s'>,
-    },
+impl Wait {
+    /// How long to follow.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
+/// Whether to ask first.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Yes {
+    /// Do not ask; needed where there is no terminal to ask on
+    #[arg(long)]
+    pub yes: bool,
 }

@@ -5,7 +5,8 @@ use braid_proto::key::{TAG_LEASE, TAG_USER};
 use braid_proto::pb::{Region, RegionState};
 use serde::Serialize;
 
-use super::table::{Table, size};
+use crate::admin::operator::view::OperatorView;
+use crate::admin::table::{Table, size};
 use crate::key_text::escape;
 
 /// What a region is: its epoch, keys and peers.
@@ -29,6 +30,10 @@ pub struct RegionView {
     term: u64,
     approximate_bytes: u64,
     approximate_keys: u64,
+    ops_per_second: u64,
+    written_per_second: u64,
+    /// What is under way on it.
+    operator: Option<OperatorView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,7 +41,10 @@ struct PeerView {
     id: u64,
     store: u64,
     learner: bool,
+    /// It has not answered for some seconds.
     down: bool,
+    /// It answers, but lacks much of the log.
+    catching_up: bool,
 }
 
 /// One end of a region.
@@ -78,7 +86,13 @@ impl From<&Region> for RegionShape {
             start: Bound::new(&region.start, "(first)"),
             end: Bound::new(&region.end, "(last)"),
             peers: peers
-                .map(|peer| PeerView { id: peer.id, store: peer.store_id, learner: peer.learner, down: false })
+                .map(|peer| PeerView {
+                    id: peer.id,
+                    store: peer.store_id,
+                    learner: peer.learner,
+                    down: false,
+                    catching_up: false,
+                })
                 .collect(),
         }
     }
@@ -90,6 +104,7 @@ impl From<&RegionState> for RegionView {
         let mut shape = RegionShape::from(&report.region.unwrap_or_default());
         for peer in &mut shape.peers {
             peer.down = report.down_peers.contains(&peer.id);
+            peer.catching_up = report.catching_up.contains(&peer.id);
         }
         Self {
             shape,
@@ -97,6 +112,9 @@ impl From<&RegionState> for RegionView {
             term: report.term,
             approximate_bytes: report.approximate_bytes,
             approximate_keys: report.approximate_keys,
+            ops_per_second: report.ops_per_second,
+            written_per_second: report.written_per_second,
+            operator: state.operator.clone().map(OperatorView::from),
         }
     }
 }
@@ -126,19 +144,58 @@ impl RegionShape {
 impl RegionView {
     /// An empty table of regions with reports.
     pub fn table() -> Table {
-        Table::new(&["REGION", "EPOCH", "START", "END", "PEERS", "LEADER", "TERM", "SIZE", "KEYS"])
+        Table::new(&[
+            "REGION",
+            "EPOCH",
+            "START",
+            "END",
+            "PEERS",
+            "LEADER",
+            "TERM",
+            "SIZE",
+            "KEYS",
+            "OPS/S",
+            "UNDER WAY",
+        ])
     }
 
     /// Adds the region to [`RegionView::table`].
     pub fn row(&self, table: &mut Table) {
         let mut cells = self.shape.cells();
         cells.extend([
-            self.leader_store.map_or("none".to_owned(), |store| StoreId(store).to_string()),
+            self.leader(),
             format!("t{}", self.term),
             size(self.approximate_bytes),
             self.approximate_keys.to_string(),
+            self.ops_per_second.to_string(),
+            self.operator.as_ref().map(OperatorView::step).unwrap_or_default(),
         ]);
         table.row(cells);
+    }
+
+    /// Everything about the region.
+    pub fn sheet(&self) -> Table {
+        let (mut sheet, shape) = (Table::sheet(), &self.shape);
+        sheet.say("region", RegionId(shape.id));
+        sheet.say("epoch", format_args!("e{}.{}", shape.conf_ver, shape.version));
+        sheet.say("first key", &shape.start.shown);
+        sheet.say("end", &shape.end.shown);
+        sheet.say("leader", self.leader());
+        sheet.say("term", format_args!("t{}", self.term));
+        sheet.say_lines("peers", shape.peers.iter().map(PeerView::shown), "none");
+        sheet.say("size", format_args!("about {}", size(self.approximate_bytes)));
+        sheet.say("keys", format_args!("about {}", self.approximate_keys));
+        sheet.say("reads and writes", format_args!("{} per second", self.ops_per_second));
+        sheet.say("written", format_args!("{} per second", size(self.written_per_second)));
+        match &self.operator {
+            None => sheet.say("under way", "nothing"),
+            Some(operator) => operator.on(&mut sheet),
+        }
+        sheet
+    }
+
+    fn leader(&self) -> String {
+        self.leader_store.map_or("none".to_owned(), |store| StoreId(store).to_string())
     }
 }
 
@@ -146,7 +203,8 @@ impl PeerView {
     fn shown(&self) -> String {
         let learner = if self.learner { ",learner" } else { "" };
         let down = if self.down { ",down" } else { "" };
-        format!("{}@{}{learner}{down}", PeerId(self.id), StoreId(self.store))
+        let behind = if self.catching_up { ",catching-up" } else { "" };
+        format!("{}@{}{learner}{down}{behind}", PeerId(self.id), StoreId(self.store))
     }
 }
 

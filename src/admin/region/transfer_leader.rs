@@ -1,11 +1,13 @@
 //! `braid admin region transfer-leader --region ID --to-store ID`.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use braid_proto::id::{RegionId, StoreId};
 use braid_proto::pb::AdminTransferLeaderRequest;
 use serde::Serialize;
 
-use super::{Answer, Connection, Table};
+use crate::admin::answer::Answer;
+use crate::admin::connection::Connection;
+use crate::admin::table::Table;
 
 /// Who leads now.
 #[derive(Serialize)]
@@ -15,20 +17,16 @@ pub struct TransferLeader {
 }
 
 /// Makes the replica of `region` on `store` its leader.
-pub async fn run(mut connection: Connection, region: u64, store: u64) -> Result<TransferLeader> {
-    let request = connection.request(AdminTransferLeaderRequest { region_id: region, to_store: store });
-    let result = connection.client.region_transfer_leader(request).await;
-    let answer = connection.answer(result, |answer| answer.header.as_ref())?;
-    if !answer.failed.is_empty() {
-        bail!("cannot make {} lead {}: {}", StoreId(store), RegionId(region), answer.failed);
-    }
+pub async fn run(connection: &mut Connection, region: u64, store: u64) -> Result<TransferLeader> {
+    let request = AdminTransferLeaderRequest { region_id: region, to_store: store };
+    connection.order(request, format_args!("make {} lead {}", StoreId(store), RegionId(region))).await?;
     Ok(TransferLeader { region, leader_store: store })
 }
 
 impl Answer for TransferLeader {
-    fn table(&self) -> Table {
+    fn text(&self) -> String {
         let mut table = Table::new(&["REGION", "LEADER"]);
         table.row(vec![RegionId(self.region).to_string(), StoreId(self.leader_store).to_string()]);
-        table
+        table.to_string()
     }
 }

@@ -6,7 +6,9 @@ use braid_proto::pb::checked_region::Verdict;
 use braid_proto::pb::{CheckedRegion, CheckedReplica, RegionCheckRequest};
 use serde::Serialize;
 
-use super::{Answer, Connection, Table};
+use crate::admin::answer::Answer;
+use crate::admin::connection::Connection;
+use crate::admin::table::Table;
 
 /// Replicas compared, region by region.
 #[derive(Serialize)]
@@ -44,10 +46,8 @@ struct ReplicaHash {
 }
 
 /// Compares the replicas of `region`, or of all regions.
-pub async fn run(mut connection: Connection, region: Option<u64>) -> Result<RegionCheck> {
-    let request = connection.request(RegionCheckRequest { region_id: region.unwrap_or(0) });
-    let result = connection.inspect.region_check(request).await;
-    let answer = connection.answer(result, |_| None)?;
+pub async fn run(connection: &mut Connection, region: Option<u64>) -> Result<RegionCheck> {
+    let answer = connection.region_check(RegionCheckRequest { region_id: region.unwrap_or(0) }).await?;
     if !answer.failed.is_empty() {
         bail!("cannot check {}: {}", RegionId(region.unwrap_or(0)), answer.failed);
     }
@@ -122,7 +122,7 @@ impl RegionVerdict {
 }
 
 impl Answer for RegionCheck {
-    fn table(&self) -> Table {
+    fn text(&self) -> String {
         let mut table = Table::new(&["REGION", "REVISION", "REPLICAS", "VERDICT"]);
         for region in &self.regions {
             let replicas = region
@@ -136,7 +136,7 @@ impl Answer for RegionCheck {
                 region.shown(),
             ]);
         }
-        table
+        table.to_string()
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
         let different = || region(2, Verdict::Different, [Some(5), Some(0xabc), None], &[1, 2]);
         let incomplete = || region(3, Verdict::Incomplete, [Some(5), Some(5), None], &[]);
         let all = RegionCheck { same: false, regions: vec![same(), different(), incomplete()] };
-        let lines: Vec<String> = all.table().to_string().lines().map(str::to_owned).collect();
+        let lines: Vec<String> = all.text().lines().map(str::to_owned).collect();
         assert_eq!(
             lines,
             [

@@ -5,7 +5,9 @@ use braid_proto::id::{Revision, SequencerEpoch, Term};
 use braid_proto::pb::StatusRequest;
 use serde::Serialize;
 
-use super::{Answer, Connection, Table};
+use crate::admin::answer::Answer;
+use crate::admin::connection::Connection;
+use crate::admin::table::Table;
 
 /// The cluster as placement's leader sees it.
 #[derive(Serialize)]
@@ -24,10 +26,8 @@ pub struct Status {
 }
 
 /// Asks for the status.
-pub async fn run(mut connection: Connection) -> Result<Status> {
-    let request = connection.request(StatusRequest {});
-    let result = connection.client.status(request).await;
-    let answer = connection.answer(result, |answer| answer.header.as_ref())?;
+pub async fn run(connection: &mut Connection) -> Result<Status> {
+    let answer = connection.ask(StatusRequest {}).await?;
     Ok(Status {
         cluster_id: format!("{:016x}", answer.header.map_or(0, |header| header.cluster_id)),
         bootstrapped: answer.bootstrapped,
@@ -43,9 +43,9 @@ pub async fn run(mut connection: Connection) -> Result<Status> {
 }
 
 impl Answer for Status {
-    fn table(&self) -> Table {
-        let mut table = Table::new(&["WHAT", "NOW"]);
-        let mut say = |what: &str, now: String| table.row(vec![what.to_owned(), now]);
+    fn text(&self) -> String {
+        let mut table = Table::sheet();
+        let mut say = |what: &str, now: String| table.say(what, now);
         say("cluster", self.cluster_id.clone());
         say("state", if self.bootstrapped { "running".to_owned() } else { format!("starting: {}", self.waiting_for) });
         say("placement leader", self.placement_leader.clone());
@@ -64,6 +64,6 @@ impl Answer for Status {
                 "never".to_owned()
             },
         );
-        table
+        table.to_string()
     }
 }

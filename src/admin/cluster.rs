@@ -1,0 +1,6 @@
+//! Commands about the cluster as a whole.
+
+pub mod health;
+pub mod rebalance;
+pub mod status;
+pub mod why;
