@@ -686,6 +686,10 @@ impl RegionMachine for RegionPeer {
     }
 
     fn on_region(&self, region: &Region) {
+        if !self.data.covers(&region.range()) {
+            // A merge: `on_merged` follows, with what comes with the keys. Until then nobody may find them here.
+            return;
+        }
         self.data.on_region(region);
         self.has_news();
         let recut = self.with(|pipeline, effects| {

@@ -10,8 +10,9 @@ use braid_proto::id::{ClusterId, StoreId};
 use braid_proto::key::user_key;
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    CreateRegionsRequest, Domain, FrontierRequest, Peer, Region, RegionEpoch, RegionRequest, SplitRegionRequest,
-    SplitRegionResponse, TransferLeaderRequest, refusal, region_request, region_response,
+    CreateRegionsRequest, Domain, FrontierRequest, MergeRegionRequest, MergeRegionResponse, Peer, Region, RegionEpoch,
+    RegionRequest, SplitRegionRequest, SplitRegionResponse, TransferLeaderRequest, refusal, region_request,
+    region_response,
 };
 use braid_proto::service::{NumberService, RegionService};
 use braid_store::{RegionStoreService, SpaceLimits, Store, StoreConfig};
@@ -207,6 +208,23 @@ impl Cluster {
             way.router.learn(halves.clone());
         }
         answer
+    }
+
+    /// Merges the region of `source` into that of `target`, as placement would order it. Nobody is told of what comes of it.
+    #[allow(dead_code, reason = "the tests of merges share this cluster")]
+    pub async fn merge(&self, source: char, target: char) -> MergeRegionResponse {
+        let (into, _) = self.world.leader(&anchor(target)).await;
+        let (route, leader) = self.world.leader(&anchor(source)).await;
+        let target = Region {
+            id: into.region.0,
+            start: into.range.start.clone(),
+            end: into.range.end.clone(),
+            epoch: Some(into.epoch),
+            peers: into.peers.clone(),
+        };
+        let request = MergeRegionRequest { region_id: route.region.0, epoch: Some(route.epoch), target: Some(target) };
+        let answer = self.service(leader).merge_region(tonic::Request::new(request)).await;
+        answer.expect("an answer").into_inner()
     }
 
     /// Waits until no replica has a lock or a record left.
