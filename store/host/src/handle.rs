@@ -60,7 +60,7 @@ pub(crate) struct PeerShared {
     pub region: ArcSwap<Region>,
     /// Written by the apply thread once it is durable.
     pub frozen: ArcSwapOption<Frozen>,
-    /// Regions that this one has taken in; None: none.
+    /// See [`crate::meta::RegionState::absorbed`]; None: none.
     pub absorbed: ArcSwapOption<Vec<u64>>,
     pub view: ArcSwap<View>,
     /// Counts up when a raft snapshot begins to replace the data, and when it has: odd in between.

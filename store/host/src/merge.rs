@@ -22,6 +22,18 @@ pub struct Frozen {
     pub epoch: RegionEpoch,
 }
 
+/// Regions taken in that a region remembers; the oldest are forgotten. A peer that was left behind by more merges than that
+/// has nobody any more whom it could mislead, but is for people to remove.
+const ABSORBED_MAX: usize = 4096;
+
+/// What a region has taken in that takes in `source`, with what that one had taken in: oldest first.
+pub fn absorbed(mut target: Vec<u64>, mut source: Vec<u64>, id: u64) -> Vec<u64> {
+    target.append(&mut source);
+    target.push(id);
+    target.drain(..target.len().saturating_sub(ABSORBED_MAX));
+    target
+}
+
 /// Whether a region at `now` will never be at `then` again, having been there or not: neither number goes back.
 pub fn is_past(now: RegionEpoch, then: RegionEpoch) -> bool {
     now.version > then.version || now.conf_ver > then.conf_ver

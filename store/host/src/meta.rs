@@ -10,6 +10,8 @@
 //! | `10` region id (u64 BE) `02` | [`ApplyState`], fixed 33 bytes                                              |
 //! | `10` region id (u64 BE) `03` | [`RaftState`] that a snapshot brings, fixed 33 bytes; only while installing |
 //!
+//! Formats grow by fields that older folders lack: a region state without `frozen` is not frozen.
+//!
 //! raft-engine, group = region id: key `s` → [`RaftState`], and the entries. Keys are never deleted there one by one
 //! (a deleted key may come back after a purge); a group is cleaned as a whole.
 
@@ -151,8 +153,8 @@ pub struct RegionState {
     /// `Normal`: what the region is frozen for. None: it is not.
     #[prost(message, optional, tag = "7")]
     pub frozen: Option<FrozenFor>,
-    /// Regions that this one has taken in, by id: one for each merge into it. A peer of one of them that is found on a
-    /// host is a leftover, however the ranges lie now.
+    /// Regions that this one has taken in, and those that they had, by id; see [`crate::merge::absorbed`]. A peer of one of
+    /// them that is found on a host is a leftover, however the ranges lie now.
     #[prost(uint64, repeated, tag = "8")]
     pub absorbed: Vec<u64>,
 }

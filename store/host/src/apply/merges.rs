@@ -15,7 +15,7 @@ use crate::error::fatal;
 use crate::host::Core;
 use crate::lease::LeaseBasis;
 use crate::mail::Note;
-use crate::merge::{Frozen, bumped, frozen, merged, thawed};
+use crate::merge::{Frozen, absorbed, bumped, frozen, merged, thawed};
 use crate::meta::{Admin, Key, Merge, RegionState};
 
 impl Delegate {
@@ -86,8 +86,7 @@ impl Delegate {
         let target = self.handle.region();
         let ended = take_source(&mut host.live, &mut host.buried, target.id, merge.epoch.unwrap_or_default(), source);
         let own = ended.handle.0.peer;
-        let mut absorbed = self.handle.0.absorbed();
-        absorbed.push(source.id);
+        let absorbed = absorbed(self.handle.0.absorbed(), ended.handle.0.absorbed(), source.id);
 
         let cf = core.cf_host();
         let mut batch = WriteBatch::new();

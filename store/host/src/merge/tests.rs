@@ -149,3 +149,10 @@ fn only_a_target_that_has_moved_on_without_it_thaws_a_region() {
     assert!(thawed(&source, Some(state), &Thaw { proof: Some(other) }).is_err());
     assert!(thawed(&source, Some(state), &Thaw { proof: None }).is_err());
 }
+
+#[test]
+fn what_was_taken_in_is_remembered_up_to_a_bound() {
+    assert_eq!(absorbed(vec![3], vec![5, 6], 4), [3, 5, 6, 4]);
+    let many = absorbed((0..5000).collect(), vec![], 9999);
+    assert_eq!((many.len(), many.first(), many.last()), (ABSORBED_MAX, Some(&905), Some(&9999)));
+}

@@ -99,7 +99,7 @@ fn a_new_host_without_the_region_gets_it_by_snapshot() {
 }
 
 /// An SST file with one row, as a received snapshot has it, and what installs it.
-fn received(dir: &Path, region: &Region) -> SnapshotManifest {
+pub(super) fn received(dir: &Path, region: &Region) -> SnapshotManifest {
     fs::create_dir_all(dir).unwrap();
     let path = dir.join("0.sst");
     let options = Options::default();

@@ -1,6 +1,13 @@
 //! A replica of the target that has not come to the merge: it applies it late, or a raft snapshot takes it past it.
 
 use super::*;
+use crate::absorb::Absorbed;
+use crate::destroy::clear_data;
+use crate::mail::SnapshotDir;
+use crate::meta::ApplyState;
+use crate::peer::Install;
+use crate::snapshot::{put_intent, replace_data, write_normal};
+use crate::tests::snapshots::received;
 
 /// As [`two`], with logs that are truncated soon.
 fn short_logs() -> Cluster {
@@ -146,4 +153,132 @@ fn a_source_that_was_thawed_elsewhere_follows() {
     eventually("the snapshot is not frozen", || cluster.handle(behind, 2)?.frozen().is_none().then_some(()));
     cluster.put(1, "b", "v");
     cluster.await_value(behind, "b", "v");
+}
+
+#[test]
+fn a_target_that_a_host_never_heard_of_ends_the_source_with_its_first_snapshot() {
+    let mut cluster = Cluster::new(0);
+    cluster.keep_entries = 20;
+    (1..=3).for_each(|host| cluster.start(host));
+    cluster.create(&[region(1, "", "m", &[1, 2, 3]), region(5, "m", "", &[1, 2, 3])]);
+    cluster.put(1, "a", "v");
+    cluster.put(5, "x", "old");
+    (1..=3).for_each(|host| cluster.await_value(host, "x", "old"));
+    let (leader, handle, term) = cluster.leader(1);
+    let behind = leader % 3 + 1;
+    let others: Vec<u64> = (1..=3).filter(|host| *host != behind).collect();
+    cluster.net.filter(Box::new(move |_, _, message| !feeds(message, 10 + behind)));
+    let (tell, told) = mpsc::channel();
+    let spec = SplitSpec { key: "k".into(), child_id: RegionId(2), child_peer_ids: vec![21, 22, 23] };
+    handle.propose_split(term, spec, Box::new(move |outcome| _ = tell.send(outcome)));
+    assert_eq!(told.recv().unwrap(), Outcome::Applied);
+    let frozen = cluster.freeze(5, 2);
+    cluster.await_frozen(5, frozen, &[1, 2, 3]);
+    // The target was never there, and may come: the source stays.
+    let known = RegionEpoch { conf_ver: 9, version: 9 };
+    assert!(!cluster.nodes[&behind].host.destroy_peer(RegionId(5), PeerId(50 + behind), known));
+    let source = cluster.leader(5).1.region();
+    let (_, into, into_term) = cluster.leader_among(2, &others);
+    assert_eq!(merge(&into, into_term, &source), Ok(()));
+    cut_the_log(&cluster, 1, "b", behind);
+    cut_the_log(&cluster, 2, "y", behind);
+    cluster.put_among(2, "x", "new", &others);
+    cluster.net.heal();
+    cluster.await_value(behind, "b199", "1");
+    cluster.await_value(behind, "y199", "1");
+    cluster.await_value(behind, "x", "new");
+    eventually("the source is gone", || cluster.handle(behind, 5).is_none().then_some(()));
+    eventually("the target is there", || (cluster.handle(behind, 2)?.region().start == "k").then_some(()));
+    assert_indexed(&cluster.nodes[&behind].host.db());
+    cluster.stop(behind);
+    cluster.start(behind);
+    cluster.put(2, "z", "v");
+    cluster.await_value(behind, "z", "v");
+}
+
+/// The last step, of an installation that ends a frozen source, before the crash.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+enum Crash {
+    Intent,
+    Log,
+    SourceLog,
+    Rest,
+    Data,
+    Normal,
+}
+
+#[test]
+fn a_source_that_a_snapshot_ends_is_ended_after_a_crash_at_any_step() {
+    for crash in [Crash::Intent, Crash::Log, Crash::SourceLog, Crash::Rest, Crash::Data, Crash::Normal] {
+        let mut cluster = Cluster::new(1);
+        cluster.create(&[region(1, "", "m", &[1]), region(2, "m", "", &[1])]);
+        for (id, key) in [(1, "a"), (2, "n"), (2, "x")] {
+            cluster.put(id, key, "old");
+        }
+        cluster.freeze(2, 1);
+        let (target, source) = (cluster.leader(1).1.region(), cluster.leader(2).1.region());
+        cluster.stop(1);
+        {
+            let kv = Kv::default();
+            let opened = recover::open(&cluster.config(1), &kv).unwrap();
+            assert!(opened.regions.iter().any(|found| found.region == *source && found.frozen.is_some()));
+            let dir = opened.snap_dir.join("in-1");
+            // The target has taken it in and was split inside of it.
+            let epoch = Some(RegionEpoch { conf_ver: 1, version: 4 });
+            let now = Region { end: "p".into(), epoch, ..(*target).clone() };
+            let mut manifest = received(&dir, &now);
+            manifest.absorbed = vec![2];
+            let (index, term) = (5000, 50);
+            let raft_state = RaftState { peer_id: 11, term, vote: 0, commit: index };
+            let install = Install {
+                handle: PeerHandle::detached(&now),
+                region: now.clone(),
+                replaced: Some((*target).clone()),
+                manifest: manifest.clone(),
+                dir: SnapshotDir(None),
+                apply: ApplyState::at(index, term),
+                raft_state,
+            };
+            let rest = Region { start: "p".into(), ..(*source).clone() };
+            let ended = Absorbed { region: source.clone(), own: source.peers[0], rest: Some(rest.clone()) };
+            put_intent(&opened.db, &install, "in-1", &[ended]).unwrap();
+            let clean = |id: u64, state: Option<RaftState>| {
+                let mut write = LogWrite::default();
+                write.push(id, LogOp::Clean);
+                state.into_iter().for_each(|state| write.push(id, LogOp::State(state)));
+                opened.log.write(write, true).unwrap();
+            };
+            if crash >= Crash::Log {
+                clean(1, Some(raft_state));
+            }
+            if crash >= Crash::SourceLog {
+                clean(2, None);
+            }
+            if crash >= Crash::Rest {
+                clear_data(&opened.db, &kv, &rest, &[]).unwrap();
+            }
+            if crash >= Crash::Data {
+                replace_data(&opened.db, &kv, Some(&target), &now, &manifest, &dir).unwrap();
+            }
+            if crash >= Crash::Normal {
+                write_normal(&opened.db, &now, &manifest.absorbed).unwrap();
+            }
+        }
+        for _ in 0..2 {
+            cluster.start(1);
+            assert!(cluster.handle(1, 2).is_none(), "{crash:?}");
+            assert_eq!(&cluster.handle(1, 1).unwrap().region().end[..], b"p", "{crash:?}");
+            for key in ["a", "n", "x"] {
+                assert_eq!(cluster.get(1, key), None, "{crash:?}: {key}");
+            }
+            assert_eq!(cluster.get(1, "new").as_deref(), Some("from snapshot"), "{crash:?}");
+            assert_indexed(&cluster.nodes[&1].host.db());
+            cluster.put(1, "b", "v");
+            // What was behind the border is somebody else's now, who may come.
+            cluster.create(&[region(3, "p", "", &[1])]);
+            cluster.put(3, "y", "v");
+            cluster.stop(1);
+        }
+        assert!(!log_of(&cluster, 1, 2), "{crash:?}");
+    }
 }
