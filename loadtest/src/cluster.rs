@@ -95,12 +95,14 @@ pub struct Setup {
     pub quota_bytes: u64,
     /// Further flags of each.
     pub flags: Vec<String>,
+    /// `braid store` processes beside the members.
+    pub stores: usize,
 }
 
 impl Default for Setup {
     /// Three members, etcd's largest recommended quota.
     fn default() -> Self {
-        Self { members: 3, quota_bytes: 8 << 30, flags: Vec::new() }
+        Self { members: 3, quota_bytes: 8 << 30, flags: Vec::new(), stores: 0 }
     }
 }
 
@@ -124,6 +126,8 @@ pub struct Cluster {
     pub system: System,
     /// The members.
     pub members: Vec<Member>,
+    /// Stores beside them, which clients do not speak to.
+    pub stores: Vec<Process>,
 }
 
 impl Cluster {
@@ -155,7 +159,9 @@ impl Cluster {
             let client = client.parse().map_err(anyhow::Error::msg)?;
             members.push(Member { name, client, data_dir: home.join("data"), process });
         }
-        Ok(Self { system: binary.system, members })
+        let peers: Vec<_> = cluster.split(',').filter_map(|member| Some(member.split_once('=')?.1)).collect();
+        let stores = (1..=setup.stores).map(|number| start_store(binary, number, &peers, folder));
+        Ok(Self { system: binary.system, members, stores: stores.collect::<anyhow::Result<_>>()? })
     }
 
     /// Waits until a linearizable get succeeds at every member.
@@ -210,6 +216,30 @@ impl Member {
             sleep(PAUSE).await;
         }
     }
+}
+
+/// Starts a store beside the members with these peer addresses.
+fn start_store(binary: &Binary, number: usize, peers: &[&str], folder: &Path) -> anyhow::Result<Process> {
+    ensure!(binary.system == System::Braid, "only braid has stores beside its members");
+    let name = format!("store-{number}");
+    let home = folder.join(&name);
+    fs::create_dir(&home).with_context(|| format!("cannot create the folder {}", home.display()))?;
+    let (data_dir, url) = (home.join("data").display().to_string(), format!("http://127.0.0.1:{}", free_port()?));
+    let flags = [
+        ("--name", &name),
+        ("--data-dir", &data_dir),
+        ("--placement-endpoints", &peers.join(",")),
+        ("--listen-peer-urls", &url),
+    ];
+    let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.clone()]);
+    Process::start(Spec {
+        name: format!("braid {name}"),
+        program: binary.path.clone(),
+        args: std::iter::once("store".to_owned()).chain(flags).collect(),
+        env: Vec::new(),
+        env_hidden_prefixes: vec!["BRAID_".into()],
+        log: home.join("log"),
+    })
 }
 
 /// What differs from member to member.

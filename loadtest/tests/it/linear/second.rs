@@ -15,7 +15,7 @@ use stateright::semantics::{ConsistencyTester, LinearizabilityTester, Sequential
 use super::simulate::{Options, Server, everything, simulate};
 
 /// Histories of each kind.
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 1_000;
 
 /// The KV as one object whose answers carry revisions.
 #[derive(Clone)]
