@@ -273,13 +273,18 @@ async fn strike(point: Point) {
     let (into, _) = world.leader(&anchor('a')).await;
     assert_eq!(into.region.0, 1, "{name}");
     {
-        // Whoever ordered it may die, and with it the answer.
         let order = cluster.merge('n', 'a');
         tokio::pin!(order);
+        // Whoever ordered it may die, and with it the answer.
         tokio::select! {
-            answer = &mut order => panic!("{name}: over before anything stood still: {answer:?}"),
+            // Its store has come to the merge before the source's leader is told.
+            answer = &mut order => {
+                assert!(point.stop.answer, "{name}: over before anything stood still: {answer:?}");
+                merged(&answer);
+            }
             _ = world.faults.stopped() => {}
         }
+        world.faults.stopped().await;
     }
     match point.blow {
         Blow::Kills(store) => cluster.kill(store).await,

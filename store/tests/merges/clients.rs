@@ -20,12 +20,14 @@ use braid_store_client::retry::Kind;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::{LOOK, World};
 
 /// How long anything may take that must happen: a few elections on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a client waits for an answer to a write: a leader that is cut off never gives one.
+const WRITE_PATIENCE: Duration = Duration::from_secs(6);
 /// One in each region.
 pub const COUNTERS: [&str; 2] = ["a/counter", "n/counter"];
 
@@ -190,10 +192,12 @@ pub async fn put(world: &World, key: &str, value: &str) -> Option<i64> {
 /// The same with a lease.
 pub async fn put_with(world: &World, key: &str, value: &str, lease: i64) -> Option<i64> {
     let put = PutRequest { key: text(key), value: text(value), lease, ..Default::default() };
-    match world.ask_once(&user_key(key.as_bytes()), region_request::Op::Put(put), PATIENCE).await {
-        region_response::Result::Put(put) => Some(world.sequencer.uses(put.header.expect("a header").revision)),
-        region_response::Result::Refusal(_) => None,
-        other => panic!("{key}: {other:?}"),
+    let anchor = user_key(key.as_bytes());
+    let asked = world.ask_once(&anchor, region_request::Op::Put(put), PATIENCE);
+    match timeout(WRITE_PATIENCE, asked).await {
+        Ok(region_response::Result::Put(put)) => Some(world.sequencer.uses(put.header.expect("a header").revision)),
+        Ok(region_response::Result::Refusal(_)) | Err(_) => None,
+        Ok(other) => panic!("{key}: {other:?}"),
     }
 }
 
@@ -213,7 +217,7 @@ async fn get_at(world: &World, key: &str, read_at: i64) -> Option<KeyValue> {
 
 /// Raises both counters in one transaction, wherever they lie. `None`: somebody was in the way, or nobody knows.
 async fn raise(world: &World, terms: &LockTerms, log: &Mutex<Log>) -> Option<(i64, String)> {
-    let patience = Patience::within(PATIENCE);
+    let patience = Patience::within(WRITE_PATIENCE);
     let mut parts: Vec<Part> = Vec::new();
     for key in COUNTERS.map(|key| user_key(key.as_bytes())) {
         let region: RegionId = world.client.find(&key, patience).await.expect("a route").region;
