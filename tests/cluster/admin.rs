@@ -5,8 +5,35 @@ use serde_json::Value;
 use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, wait_for};
 
+mod commands;
+mod stores;
+
 fn regions(cluster: &Cluster) -> Vec<Value> {
     cluster.admin(&["region", "list"])["regions"].as_array().unwrap().clone()
+}
+
+fn region(cluster: &Cluster, id: u64) -> Value {
+    cluster.admin(&["region", "show", &id.to_string()])["region"].clone()
+}
+
+/// Stores with a replica of a region, by id.
+fn stores_of(region: &Value) -> Vec<u64> {
+    let mut stores: Vec<u64> =
+        region["peers"].as_array().unwrap().iter().map(|peer| peer["store"].as_u64().unwrap()).collect();
+    stores.sort_unstable();
+    stores
+}
+
+/// Waits until schedulers know every region, and gives their ids.
+fn scheduled_regions(cluster: &Cluster, count: usize) -> Vec<u64> {
+    wait_for("placement to know every region and to schedule", || {
+        let known: Vec<Value> = regions(cluster);
+        let led = known.iter().all(|region| region["leader_store"].is_u64());
+        let health = cluster.admin_output(&["health"]);
+        let ready = !String::from_utf8_lossy(&health.stdout).contains("nothing is scheduled yet");
+        (known.len() == count && led && ready && health.status.code() != Some(2))
+            .then(|| known.iter().map(|region| region["id"].as_u64().unwrap()).collect())
+    })
 }
 
 fn start_key(region: &Value) -> &str {

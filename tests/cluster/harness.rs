@@ -241,6 +241,23 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).expect("the answer is JSON")
     }
 
+    /// The one line with which `braid admin ARGS` refuses, without its `braid: `.
+    pub fn admin_refuses(&self, args: &[&str]) -> String {
+        let (progress, refusal) = self.admin_gives_up(args);
+        assert!(progress.is_empty(), "braid admin {args:?}: {progress}");
+        refusal
+    }
+
+    /// Lines of progress of `braid admin ARGS`, and the last one, with which it gives up.
+    pub fn admin_gives_up(&self, args: &[&str]) -> (String, String) {
+        let output = self.admin_output(args);
+        let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        assert_eq!(output.status.code(), Some(1), "braid admin {args:?}: {said}");
+        let (progress, refusal) = said.rsplit_once('\n').unwrap_or(("", &said));
+        let refusal = refusal.strip_prefix("braid: ").expect("refusals start with the program's name");
+        (progress.to_owned(), refusal.to_owned())
+    }
+
     /// How `braid admin ARGS` ends.
     pub fn admin_output(&self, args: &[&str]) -> Output {
         run(&[&["admin", "--endpoints", &self.endpoints.join(",")], args].concat())
