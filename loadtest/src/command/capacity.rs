@@ -144,3 +144,32 @@ fn summary(report: &Report) {
     }
     report.errors.iter().for_each(|(error, count)| println!("FAILED          {count} x {error}"));
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::command::{Cli, Command};
+
+    fn plan(flags: &[&str]) -> anyhow::Result<Plan> {
+        let cli = Cli::try_parse_from(["loadtest", "capacity"].iter().chain(flags))?;
+        let Command::Capacity(capacity) = cli.command else { panic!("another command") };
+        capacity.plan()
+    }
+
+    #[test]
+    fn replicas_is_another_word_for_stores() {
+        let plan = plan(&["--replicas", "1", "--gigabytes", "1", "--steps", "4"]).unwrap();
+        assert_eq!((plan.stores, plan.data.steps, plan.keep_free), (1, 4, 10_000_000_000));
+        assert_eq!((0..4).map(|step| plan.data.step_keys(step)).sum::<u64>(), plan.data.space.count);
+    }
+
+    #[test]
+    fn wrong_flags_are_told_what_would_be_right() {
+        for (flags, want) in [(&["--keep-free=-1"][..], "--keep-free"), (&["--gigabytes", "nan"], "--gigabytes")] {
+            let error = format!("{:#}", plan(flags).unwrap_err());
+            assert!(error.contains(want), "{error}");
+        }
+    }
+}

@@ -144,11 +144,37 @@ fn span(percents: &[f64]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::command::{Cli, Command};
 
     #[test]
     fn percentages_are_shown_by_their_span() {
         assert_eq!(span(&[7.95, 8.0, 3.01]), "3.0..8.0%");
         assert_eq!(span(&[]), "-");
+    }
+
+    fn plan(flags: &[&str]) -> anyhow::Result<Plan> {
+        let cli = Cli::try_parse_from(["loadtest", "growth"].iter().chain(flags))?;
+        let Command::Growth(growth) = cli.command else { panic!("another command") };
+        growth.plan()
+    }
+
+    #[test]
+    fn flags_make_a_plan() {
+        let plan = plan(&["--store-cpu-percent", "0", "--stores", "3,5", "--placements", "3"]).unwrap();
+        assert_eq!((plan.limiter, plan.stores, plan.placements, plan.clients), (None, vec![3, 5], 3, 128));
+    }
+
+    #[test]
+    fn wrong_flags_are_told_what_would_be_right() {
+        for (flags, want) in [
+            (&["--store-cpu-percent", "1"][..], "at least 5 %"),
+            (&["--store-cpu-percent", "0", "--seconds=-1"], "--seconds"),
+        ] {
+            let error = format!("{:#}", plan(flags).unwrap_err());
+            assert!(error.contains(want), "{error}");
+        }
     }
 }

@@ -141,3 +141,35 @@ fn line(what: &str, mut figures: Vec<f64>) {
     let (Some(least), Some(most)) = (figures.first(), figures.last()) else { return };
     println!("{what:<24}{:>7}{least:>10.1}{:>10.1}{most:>10.1}", figures.len(), figures[figures.len() / 2]);
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::command::{Cli, Command};
+
+    fn plan(flags: &[&str]) -> anyhow::Result<Plan> {
+        let cli = Cli::try_parse_from(["loadtest", "moves"].iter().chain(flags))?;
+        let Command::Moves(moves) = cli.command else { panic!("another command") };
+        moves.plan()
+    }
+
+    #[test]
+    fn gigabytes_are_turned_into_keys() {
+        let plan = plan(&["--gigabytes", "5", "--value-bytes", "984"]).unwrap();
+        assert_eq!((plan.data.space.count, plan.region_bytes), (5_000_000, 64 << 20));
+    }
+
+    #[test]
+    fn wrong_flags_are_told_what_would_be_right() {
+        for (flags, want) in [
+            (&["--gigabytes", "0"][..], "--gigabytes"),
+            (&["--compressible", "101"], "0 to 100"),
+            (&["--load-batch", "0"], "--load-batch"),
+        ] {
+            let error = format!("{:#}", plan(flags).unwrap_err());
+            assert!(error.contains(want), "{error}");
+        }
+    }
+}
