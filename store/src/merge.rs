@@ -274,8 +274,8 @@ pub async fn absorb(region: Arc<RegionPeer>, request: AbsorbRequest) -> RegionRe
     if let Some(why) = given_up {
         return give_up(&region, &source, (term, epoch), &why, answer).await;
     }
-    let term = match barrier(&region, Some(epoch), Until::Empty, TARGET_PATIENCE).await {
-        Ok(term) => term,
+    let (term, barrier) = match barrier(&region, Some(epoch), Until::Empty, TARGET_PATIENCE).await {
+        Ok(drained) => drained,
         Err(refused) if refused.reason.as_ref().is_some_and(is_slow) => {
             return give_up(&region, &source, (term, epoch), "the target does not drain in time", answer).await;
         }
@@ -284,20 +284,16 @@ pub async fn absorb(region: Arc<RegionPeer>, request: AbsorbRequest) -> RegionRe
     };
     let (tell, told) = oneshot::channel();
     region.handle().propose_merge(term, source.clone(), Box::new(move |ended| _ = tell.send(ended)));
-    let ended = timeout(PROPOSAL_PATIENCE, told).await;
-    region.release();
-    match ended {
-        Ok(Ok(Ok(()))) => {
+    match region.outcome(barrier, told, PROPOSAL_PATIENCE).await {
+        Some(Ok(())) => {
             metrics::counter!("braid_merges_total", "outcome" => "merged").increment(1);
             answer()
         }
-        Ok(Ok(Err(ChangeRefused::Epoch))) => answer(),
-        Ok(Ok(Err(ChangeRefused::NotLeader))) => region.refuse_not_leader(),
-        Ok(Ok(Err(ChangeRefused::NotNow(why)))) => refusal(busy(&why)),
-        Ok(Ok(Err(ChangeRefused::Invalid(why)))) => give_up(&region, &source, (term, epoch), &why, answer).await,
-        Ok(Ok(Err(ChangeRefused::Unknown)) | Err(_)) | Err(_) => {
-            refusal(unknown("the merge was proposed, and may still happen"))
-        }
+        Some(Err(ChangeRefused::Epoch)) => answer(),
+        Some(Err(ChangeRefused::NotLeader)) => region.refuse_not_leader(),
+        Some(Err(ChangeRefused::NotNow(why))) => refusal(busy(&why)),
+        Some(Err(ChangeRefused::Invalid(why))) => give_up(&region, &source, (term, epoch), &why, answer).await,
+        Some(Err(ChangeRefused::Unknown)) | None => refusal(unknown("the merge was proposed, and may still happen")),
     }
 }
 

@@ -17,7 +17,7 @@ use braid_proto::pb::{
     Region, SplitRegionRequest, SplitRegionResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use braid_store_core::load::Unsplit;
-use braid_store_core::pipeline::{Until, busy, timed_out, unknown};
+use braid_store_core::pipeline::{BarrierId, Until, busy, timed_out, unknown};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use crate::engine::NoHalf;
 use crate::machine::Regions;
 use crate::merge;
-use crate::region::RegionPeer;
+use crate::region::{NotDrained, RegionPeer};
 
 /// How long a barrier may take to stand, and a change to be applied, before the order is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,27 +87,25 @@ impl Orders {
         if let Err(invalid) = check_split(&current, &request) {
             return SplitRegionResponse { invalid, ..Default::default() };
         }
-        let term = match barrier(&region, request.epoch, Until::Unlocked, PATIENCE).await {
-            Ok(term) => term,
+        let (term, barrier) = match barrier(&region, request.epoch, Until::Unlocked, PATIENCE).await {
+            Ok(drained) => drained,
             Err(refusal) => return SplitRegionResponse { refusal: Some(refusal), ..Default::default() },
         };
         let (tell, told) = oneshot::channel();
         let child_id = RegionId(request.child_id);
         let spec = SplitSpec { key: request.split_key, child_id, child_peer_ids: request.child_peer_ids };
         region.handle().propose_split(term, spec, Box::new(move |outcome| _ = tell.send(outcome)));
-        let outcome = tokio::time::timeout(PATIENCE, told).await;
-        region.release();
-        match outcome {
-            Ok(Ok(Outcome::Applied)) => {
+        match region.outcome(barrier, told, PATIENCE).await {
+            Some(Outcome::Applied) => {
                 let left = Some((*region.handle().region()).clone());
                 let right = self.regions.get(child_id).map(|child| (*child.handle().region()).clone());
                 SplitRegionResponse { left, right, ..Default::default() }
             }
-            Ok(Ok(Outcome::Dropped)) => {
+            Some(Outcome::Dropped) => {
                 let refusal = Some(region.with(|pipeline, _| pipeline.not_leader()));
                 SplitRegionResponse { refusal, ..Default::default() }
             }
-            Ok(Ok(Outcome::Unknown)) | Ok(Err(_)) | Err(_) => {
+            Some(Outcome::Unknown) | None => {
                 let refusal = Some(timed_out("the split was proposed, and may still happen"));
                 SplitRegionResponse { refusal, ..Default::default() }
             }
@@ -205,18 +203,16 @@ impl Orders {
         if target == self.store_id && region.with(|pipeline, _| pipeline.leading()).is_some() {
             return TransferLeaderResponse::default();
         }
-        let term = match barrier(&region, request.epoch, Until::Idle, PATIENCE).await {
-            Ok(term) => term,
+        let (term, barrier) = match barrier(&region, request.epoch, Until::Idle, PATIENCE).await {
+            Ok(drained) => drained,
             Err(refusal) => return TransferLeaderResponse { refusal: Some(refusal), ..Default::default() },
         };
         let (tell, told) = oneshot::channel();
         region.handle().transfer_leader(term, to, Box::new(move |ended| _ = tell.send(ended)));
-        let ended = tokio::time::timeout(PATIENCE, told).await;
-        region.release();
-        let failed = match ended {
-            Ok(Ok(Ok(()))) => String::new(),
-            Ok(Ok(Err(why))) => why,
-            Ok(Err(_)) | Err(_) => "the target did not take over in time; leadership stays where it is".to_owned(),
+        let failed = match region.outcome(barrier, told, PATIENCE).await {
+            Some(Ok(())) => String::new(),
+            Some(Err(why)) => why,
+            None => "the target did not take over in time; leadership stays where it is".to_owned(),
         };
         TransferLeaderResponse { failed, ..Default::default() }
     }
@@ -283,26 +279,20 @@ impl Orders {
         if let Some(wrong) = wrong {
             return failed(wrong);
         }
-        let term = match barrier(&region, request.epoch, Until::Empty, PATIENCE).await {
-            Ok(term) => term,
+        let (term, barrier) = match barrier(&region, request.epoch, Until::Empty, PATIENCE).await {
+            Ok(drained) => drained,
             Err(refusal) => return refused(refusal),
         };
         let (tell, told) = oneshot::channel();
         region.handle().propose_freeze(term, target.clone(), Box::new(move |ended| _ = tell.send(ended)));
-        let ended = tokio::time::timeout(PATIENCE, told).await;
-        if !matches!(ended, Ok(Ok(Ok(())))) {
-            region.release();
-        }
-        match ended {
+        match region.outcome(barrier, told, PATIENCE).await {
             // Freezing has ended the barrier.
-            Ok(Ok(Ok(()))) => self.merged(&region, &target).await,
-            Ok(Ok(Err(ChangeRefused::NotLeader))) => refused(region.not_leader()),
-            Ok(Ok(Err(ChangeRefused::Epoch))) => refused(region.epoch_mismatch()),
-            Ok(Ok(Err(ChangeRefused::NotNow(why)))) => refused(busy(&why)),
-            Ok(Ok(Err(ChangeRefused::Invalid(why)))) => failed(why),
-            Ok(Ok(Err(ChangeRefused::Unknown)) | Err(_)) | Err(_) => {
-                refused(unknown("the merge was begun, and may still happen"))
-            }
+            Some(Ok(())) => self.merged(&region, &target).await,
+            Some(Err(ChangeRefused::NotLeader)) => refused(region.not_leader()),
+            Some(Err(ChangeRefused::Epoch)) => refused(region.epoch_mismatch()),
+            Some(Err(ChangeRefused::NotNow(why))) => refused(busy(&why)),
+            Some(Err(ChangeRefused::Invalid(why))) => failed(why),
+            Some(Err(ChangeRefused::Unknown)) | None => refused(unknown("the merge was begun, and may still happen")),
         }
     }
 
@@ -325,35 +315,35 @@ impl Orders {
 }
 
 /// Stops the region's writes and waits until nothing is in flight, and for what `until` says beside that: a split cuts no lock
-/// in two (rule S3), a merge meets none (rule S4). Returns the term the change may be made in.
+/// in two (rule S3), a merge meets none (rule S4). Returns the term the change may be made in, and the
+/// barrier, which must be ended.
 pub async fn barrier(
     region: &RegionPeer,
     epoch: Option<braid_proto::pb::RegionEpoch>,
     until: Until,
     patience: Duration,
-) -> Result<Term, Refusal> {
+) -> Result<(Term, BarrierId), Refusal> {
     let Some(term) = region.with(|pipeline, _| pipeline.leading()) else {
         return Err(region.with(|pipeline, _| pipeline.not_leader()));
     };
     if epoch != region.handle().region().epoch {
         return Err(region.with(|pipeline, _| pipeline.epoch_mismatch()));
     }
-    match tokio::time::timeout(patience, region.drain(until)).await {
+    match region.drain(until, patience).await {
         // Peers may have changed meanwhile, and the order was given for those that were.
-        Ok(true) if epoch != region.handle().region().epoch => {
-            region.release();
+        Ok(barrier) if epoch != region.handle().region().epoch => {
+            region.release(barrier);
             Err(region.epoch_mismatch())
         }
-        Ok(true) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok(term),
-        Ok(true) => {
-            region.release();
+        Ok(barrier) if region.with(|pipeline, _| pipeline.leading()) == Some(term) => Ok((term, barrier)),
+        Ok(barrier) => {
+            region.release(barrier);
             Err(region.with(|pipeline, _| pipeline.not_leader()))
         }
-        Ok(false) => Err(busy("another split, merge or transfer of this region is under way, or its leader changed")),
-        Err(_) => {
-            region.release();
-            Err(timed_out("the region's writes did not drain in time"))
+        Err(NotDrained::Otherwise) => {
+            Err(busy("another split, merge or transfer of this region is under way, or its leader changed"))
         }
+        Err(NotDrained::InTime) => Err(timed_out("the region's writes did not drain in time")),
     }
 }
 

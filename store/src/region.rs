@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use braid_host::{Entry, Frozen, Outcome, PROPOSAL_BYTES_MAX, PeerHandle, RegionMachine};
 use braid_placement_client::{NumberError, Numbers};
@@ -20,7 +20,8 @@ use braid_store_client::Regions as Cluster;
 use braid_store_core::epoch;
 use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
-    BATCH_BYTES_MAX, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Until, Woken, Work, not_found, timed_out,
+    BATCH_BYTES_MAX, BarrierId, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Until, Woken, Work, not_found,
+    timed_out,
 };
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -29,6 +30,7 @@ use prost::Message;
 use rocksdb::{DB, WriteBatch};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use crate::engine::{Boundary, RegionData};
 use crate::frontier::Promise;
@@ -103,6 +105,15 @@ impl Busy {
     pub fn leases(&self) -> usize {
         self.leases.load(Ordering::Relaxed)
     }
+}
+
+/// Why a region is not drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotDrained {
+    /// It takes too long.
+    InTime,
+    /// Another barrier stands, or this peer does not lead (any more).
+    Otherwise,
 }
 
 /// One region peer of this store.
@@ -341,22 +352,53 @@ impl RegionPeer {
     }
 
     /// Stops evaluation and waits until nothing is in flight (rule S1), and for what `until` says.
-    /// False: another barrier stands or leadership is lost. After true, [`Self::release`] must follow.
-    pub async fn drain(&self, until: Until) -> bool {
+    /// After that [`Self::release`] must follow.
+    ///
+    /// # Errors
+    /// See [`NotDrained`]; no barrier stands then.
+    pub async fn drain(&self, until: Until, patience: Duration) -> Result<BarrierId, NotDrained> {
         let (tell, told) = oneshot::channel();
         let begun = self.with(|pipeline, _| {
             let begun = pipeline.begin_barrier(until);
-            if begun {
+            if begun.is_some() {
                 *self.drained.lock() = Some(tell);
             }
             begun
         });
-        begun && told.await.unwrap_or(false)
+        let barrier = begun.ok_or(NotDrained::Otherwise)?;
+        match timeout(patience, told).await {
+            Ok(Ok(true)) => Ok(barrier),
+            Ok(Ok(false) | Err(_)) => Err(NotDrained::Otherwise),
+            Err(_) => {
+                self.release(barrier);
+                Err(NotDrained::InTime)
+            }
+        }
     }
 
     /// Ends a barrier.
-    pub fn release(&self) {
-        self.with(|pipeline, _| pipeline.end_barrier());
+    pub fn release(&self, barrier: BarrierId) {
+        self.with(|pipeline, _| pipeline.end_barrier(barrier));
+    }
+
+    /// Waits for the outcome of what was proposed behind `barrier`, for `patience` at most; `None`: it is not known. The
+    /// barrier stands until it is, however long that takes: what is evaluated before might be applied behind the change.
+    pub async fn outcome<T: Send + 'static>(
+        self: &Arc<Self>,
+        barrier: BarrierId,
+        told: oneshot::Receiver<T>,
+        patience: Duration,
+    ) -> Option<T> {
+        let (tell, known) = oneshot::channel();
+        let region = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let outcome = told.await.ok();
+            if let Some(region) = region.upgrade() {
+                region.release(barrier);
+            }
+            _ = tell.send(outcome);
+        });
+        timeout(patience, known).await.ok()?.ok()?
     }
 
     fn propose(&self, entry: EntryId, term: Term, data: Bytes) {

@@ -20,6 +20,7 @@ use braid_store_core::pipeline::{LeaseWork, Work, busy};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
@@ -96,7 +97,11 @@ impl RegionService for LocalRegions {
             Some(region_request::Op::Hash(request)) => {
                 Box::pin(hash::serve(Arc::clone(&self.regions), region, request, epoch, timeout))
             }
-            Some(region_request::Op::Absorb(request)) => Box::pin(merge::absorb(region, request)),
+            // Whoever asks may go away: what was begun is ended all the same.
+            Some(region_request::Op::Absorb(request)) => {
+                let absorbed = tokio::spawn(merge::absorb(region, request));
+                Box::pin(async move { absorbed.await.unwrap_or_else(|_| refusal(unanswered())) })
+            }
             Some(region_request::Op::Frozen(_)) => ready(merge::frozen(&region)),
             Some(region_request::Op::GrantLease(grant)) => {
                 if !region.shared().space.writable() {
@@ -242,7 +247,8 @@ impl RegionStore for RegionStoreService {
                 ..Default::default()
             }));
         };
-        Ok(Response::new(self.orders.split(region, request).await))
+        let orders = Arc::clone(&self.orders);
+        carried_out(tokio::spawn(async move { orders.split(region, request).await })).await
     }
 
     async fn transfer_leader(
@@ -257,7 +263,8 @@ impl RegionStore for RegionStoreService {
                 ..Default::default()
             }));
         };
-        Ok(Response::new(self.orders.transfer_leader(region, request).await))
+        let orders = Arc::clone(&self.orders);
+        carried_out(tokio::spawn(async move { orders.transfer_leader(region, request).await })).await
     }
 
     async fn change_peers(
@@ -287,7 +294,8 @@ impl RegionStore for RegionStoreService {
                 ..Default::default()
             }));
         };
-        Ok(Response::new(self.orders.merge(region, request).await))
+        let orders = Arc::clone(&self.orders);
+        carried_out(tokio::spawn(async move { orders.merge(region, request).await })).await
     }
 
     async fn create_regions(
@@ -301,6 +309,12 @@ impl RegionStore for RegionStoreService {
         }
         Ok(Response::new(self.orders.create(request.regions).await))
     }
+}
+
+/// What comes of an order. Whoever gave it may go away; what was begun, a barrier perhaps, is ended all the same.
+async fn carried_out<T>(order: JoinHandle<T>) -> Result<Response<T>, Status> {
+    let ended = order.await.map(Response::new);
+    ended.map_err(|error| Status::internal(format!("braid: an order was given up: {error}")))
 }
 
 /// Serves one proxy's connection: every request on its own, answers in whatever order they come, many to a frame.

@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     fn peer(store_id: u64, learner: bool) -> Peer {
-        Peer { learner: learner, ..Peer::voter(store_id, store_id) }
+        Peer { learner, ..Peer::voter(store_id, store_id) }
     }
 
     #[test]

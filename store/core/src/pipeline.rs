@@ -187,6 +187,8 @@ pub struct Pipeline<R, W> {
     in_flight_bytes: usize,
     compacted: i64,
     barrier: Option<Barrier>,
+    /// Barriers that were begun; the newest is the one that stands.
+    barriers: u64,
     /// The region is frozen, and goes into another one unless it is thawed: nothing is served (`merging`).
     frozen: bool,
     /// The term that this peer leads in as far as raft is concerned, while the region is frozen.
@@ -207,6 +209,10 @@ pub enum Until {
     /// And there are no records of transactions either: for a merge (rule S4).
     Empty,
 }
+
+/// Names a barrier: whoever began it, and nobody else, ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarrierId(u64);
 
 /// A stop of evaluation that somebody has asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,6 +259,7 @@ impl<R, W> Pipeline<R, W> {
             in_flight_bytes: 0,
             compacted: 0,
             barrier: None,
+            barriers: 0,
             frozen: false,
             frozen_term: None,
             reigns: 0,
@@ -465,24 +472,26 @@ impl<R, W> Pipeline<R, W> {
     }
 
     /// Stops evaluation until [`Self::end_barrier`]; [`Effect::Drained`] follows once nothing is in flight (rule S1).
-    /// What `until` waits for beside that, it waits for before: until then everything but new locks goes on. False: another
+    /// What `until` waits for beside that, it waits for before: until then everything but new locks goes on. `None`: another
     /// barrier stands, or this peer does not lead.
-    pub fn begin_barrier(&mut self, until: Until) -> bool {
+    pub fn begin_barrier(&mut self, until: Until) -> Option<BarrierId> {
         if self.barrier.is_some() || self.leading.is_none() {
-            return false;
+            return None;
         }
         self.barrier = Some(match until {
             Until::Idle => Barrier::Draining,
             Until::Unlocked => Barrier::Unlocking,
             Until::Empty => Barrier::Emptying,
         });
-        true
+        self.barriers += 1;
+        Some(BarrierId(self.barriers))
     }
 
-    /// Ends the barrier.
-    pub fn end_barrier(&mut self) {
-        self.barrier = None;
-        self.unpark();
+    /// Ends the barrier, if it stands still: it falls with the term, and when the region is frozen.
+    pub fn end_barrier(&mut self, id: BarrierId) {
+        if id.0 == self.barriers && self.barrier.take().is_some() {
+            self.unpark();
+        }
     }
 
     /// A read at `revision` over `range`: the newest in-flight write it must wait for, if there is one (rule Q2).

@@ -507,8 +507,8 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
     let mut script = Script::leading(1);
     script.submit(1, put("a", "1"));
     let (batch, _) = script.asked();
-    assert!(script.pipeline.begin_barrier(Until::Idle));
-    assert!(!script.pipeline.begin_barrier(Until::Idle), "one barrier at a time");
+    let barrier = script.pipeline.begin_barrier(Until::Idle).expect("no other");
+    assert!(script.pipeline.begin_barrier(Until::Idle).is_none(), "one barrier at a time");
     script.submit(2, put("b", "2"));
     script.numbered(batch, 1);
     let entry = script.proposed();
@@ -517,7 +517,7 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
     assert_eq!(script.effects.iter().filter(|e| matches!(e, Effect::Drained)).count(), 1);
     assert_eq!(script.answers(), ["1 put @2"]);
     assert!(script.asks_nothing());
-    script.pipeline.end_barrier();
+    script.pipeline.end_barrier(barrier);
     script.pump();
     assert_eq!(script.asked().1, 1);
 }
@@ -526,12 +526,12 @@ fn a_barrier_drains_and_then_lets_the_queue_go_on() {
 #[test]
 fn the_epoch_is_checked_when_the_request_is_evaluated() {
     let mut script = Script::leading(1);
-    assert!(script.pipeline.begin_barrier(Until::Idle));
+    let barrier = script.pipeline.begin_barrier(Until::Idle).expect("no other");
     script.submit(1, put("b", "2"));
     let version = EPOCH.version + 1;
     let region = Region { id: 7, epoch: Some(RegionEpoch { version, ..EPOCH }), ..Default::default() };
     script.pipeline.on_region(region, &mut script.effects);
-    script.pipeline.end_barrier();
+    script.pipeline.end_barrier(barrier);
     script.pump();
     assert_eq!(script.answers(), ["1 epoch mismatch"]);
 }

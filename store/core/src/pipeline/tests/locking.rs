@@ -563,7 +563,7 @@ fn a_wipe_goes_in_chunks_and_survives_its_leader() {
 fn a_barrier_for_a_split_waits_for_locks() {
     let mut script = Script::leading(10).with_key("a", "old", 5);
     let (token, _) = script.locked(1, lock(M, "a", &["a"], true));
-    assert!(script.pipeline.begin_barrier(Until::Unlocked));
+    let barrier = script.pipeline.begin_barrier(Until::Unlocked).expect("no other");
     script.pump();
     script.submit(2, put("b", "goes on"));
     script.number(20);
@@ -572,7 +572,7 @@ fn a_barrier_for_a_split_waits_for_locks() {
     script.settle();
     assert!(script.effects.iter().any(|effect| matches!(effect, Effect::Drained)));
     assert!(script.lock_answer(3).is_none());
-    script.pipeline.end_barrier();
+    script.pipeline.end_barrier(barrier);
     script.pump();
     script.settle();
     assert!(script.lock_answer(3).is_some());

@@ -56,7 +56,7 @@ impl Script {
 #[test]
 fn a_frozen_region_refuses_everything_as_busy_whoever_leads() {
     let mut script = Script::leading(1);
-    assert!(script.pipeline.begin_barrier(Until::Empty));
+    assert!(script.pipeline.begin_barrier(Until::Empty).is_some());
     script.pump();
     assert!(script.drained());
     script.submit(1, put("a", "1"));
@@ -68,7 +68,7 @@ fn a_frozen_region_refuses_everything_as_busy_whoever_leads() {
     assert!(answers.len() == 2 && answers.iter().all(|answer| answer.contains(BUSY)), "{answers:?}");
     assert!(matches!(script.pipeline.epoch_mismatch().reason, Some(refusal::Reason::Busy(_))));
     assert!(matches!(script.pipeline.not_leader().reason, Some(refusal::Reason::Busy(_))));
-    assert!(!script.pipeline.is_calm() && !script.pipeline.begin_barrier(Until::Idle));
+    assert!(!script.pipeline.is_calm() && script.pipeline.begin_barrier(Until::Idle).is_none());
     assert!(!script.takes(9, 3, 5, "a"), "who wants a lock does not wait with others in his hands");
     // Another leader, of another term.
     script.pipeline.on_follower(Term(6), Some(Peer::voter(72, 2)), &mut script.effects);
@@ -144,7 +144,7 @@ fn a_destroyed_source_refuses_with_what_it_went_into() {
 fn a_barrier_for_a_merge_waits_for_locks_and_records() {
     let mut script = Script::leading(10);
     assert!(script.takes(1, 1, 5, "a"));
-    assert!(script.pipeline.begin_barrier(Until::Empty));
+    assert!(script.pipeline.begin_barrier(Until::Empty).is_some());
     script.pump();
     script.submit(2, put("b", "goes on"));
     let (batch, _) = script.asked();
@@ -175,7 +175,7 @@ fn a_region_takes_in_its_neighbours_leases_within_its_term() {
     let entry = script.proposed();
     script.apply(entry);
     script.effects.clear();
-    assert!(script.pipeline.begin_barrier(Until::Empty));
+    let barrier = script.pipeline.begin_barrier(Until::Empty).expect("no other");
     script.pump();
     assert!(script.drained());
     script.effects.clear();
@@ -183,7 +183,7 @@ fn a_region_takes_in_its_neighbours_leases_within_its_term() {
     let reign = script.pipeline.reign();
     let theirs = vec![(8, lease_row(20, false)), (9, lease_row(20, true))];
     script.pipeline.absorb(merged(2, ""), theirs, &mut script.effects);
-    script.pipeline.end_barrier();
+    script.pipeline.end_barrier(barrier);
     assert_eq!(script.pipeline.reign(), reign, "the same term, and the same work");
     let revoked =
         |effect: &Effect<u32, u32>| matches!(effect, Effect::Revoke { lease: 9, ranges } if ranges.len() == 1);

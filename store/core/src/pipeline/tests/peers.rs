@@ -63,5 +63,5 @@ fn a_destroyed_peer_refuses_what_waits_and_what_comes_as_unknown_here() {
     script.end(entry, EntryEnd::Unknown);
     assert_eq!(script.answers(), [format!("4 {not_here}"), format!("5 {not_here}"), "1 unknown".to_owned()]);
     assert_eq!(script.pipeline.depth(), (0, 0));
-    assert!(!script.pipeline.begin_barrier(Until::Idle));
+    assert!(script.pipeline.begin_barrier(Until::Idle).is_none());
 }
