@@ -90,8 +90,8 @@ pub(crate) struct Peer {
     inaugurating: Option<u64>,
     /// A split or a freeze of this term was proposed and is not applied.
     splitting: bool,
-    /// It is a freeze: no data follows it.
-    freezing: bool,
+    /// Index of the freeze that this term proposed last: no data follows it before it is refused, or has ended. 0: none.
+    freezing: u64,
     /// Highest index handed to the apply thread.
     handed: u64,
     /// Bytes of entries that the apply thread has not answered yet.
@@ -214,7 +214,7 @@ impl Peer {
             transfer: None,
             inaugurating: None,
             splitting: false,
-            freezing: false,
+            freezing: 0,
             handed: applied,
             apply_bytes: 0,
             compact_proposed: 0,
@@ -455,7 +455,7 @@ impl Peer {
     fn resign(&mut self) {
         self.void_lease();
         self.inaugurating = None;
-        (self.splitting, self.freezing) = (false, false);
+        (self.splitting, self.freezing) = (false, 0);
         self.reads.fail();
         self.proposals.drop_waiting();
         self.handle.0.down_peers.store(Arc::default());
@@ -485,7 +485,7 @@ impl Peer {
             }
         }
         if reshaped {
-            (self.splitting, self.freezing) = (false, false);
+            self.splitting = false;
             self.peers.clone_from(&self.handle.region().peers);
             if self.lease.cap.take().is_some() {
                 self.publish_lease();
@@ -553,7 +553,7 @@ impl Peer {
         {
             return done(Outcome::Dropped);
         }
-        if self.freezing || self.handle.frozen().is_some() {
+        if self.is_freezing() {
             // What was evaluated after it must not be accepted later (rule O3).
             tracing::warn!(region = self.region_id(), "a frozen region takes no data: who proposes has not drained it");
             done(Outcome::Dropped);
@@ -567,6 +567,12 @@ impl Peer {
             (proposal.done)(Outcome::Dropped);
             self.give_up(term);
         }
+    }
+
+    /// Whether the region is frozen or a freeze is on its way. Looks at what is applied, not at what the worker has been
+    /// told of it: who proposed is told first.
+    fn is_freezing(&self) -> bool {
+        self.handle.applied_index() < self.freezing || self.handle.frozen().is_some()
     }
 
     /// Appends to the raft log, or gives the proposal back because raft would not take it now.

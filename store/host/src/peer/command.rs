@@ -161,7 +161,7 @@ impl Peer {
             return;
         }
         // Whoever lacks some of a frozen region's log cannot get a raft snapshot instead.
-        if !forced && (self.freezing || self.handle.frozen().is_some()) {
+        if !forced && self.is_freezing() {
             return;
         }
         let raft = &self.raw.raft;

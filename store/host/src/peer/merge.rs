@@ -21,7 +21,7 @@ impl Peer {
         let freezes = matches!(entry, Admin::Freeze(_));
         if freezes {
             // Before anything of it leaves: the lease ends with the freeze, as with a split.
-            (self.splitting, self.freezing) = (true, true);
+            self.splitting = true;
             self.lease.cap = Some(self.lease.until().min(now));
             self.publish_lease();
         }
@@ -34,9 +34,13 @@ impl Peer {
                 Outcome::Unknown => Err(ChangeRefused::Unknown),
             });
         });
-        if let Err(told) = self.append_admin(&entry, Some(told)) {
+        let appended = self.append_admin(&entry, Some(told));
+        if freezes && appended.is_ok() {
+            self.freezing = self.raw.raft.raft_log.last_index();
+        }
+        if let Err(told) = appended {
             if freezes {
-                (self.splitting, self.freezing) = (false, false);
+                self.splitting = false;
                 self.lease.cap = None;
                 self.publish_lease();
             }

@@ -59,9 +59,15 @@ fn fill(cluster: &Cluster) {
 impl Cluster {
     /// Freezes `source` for `target` as it is now.
     fn freeze(&self, source: u64, target: u64) -> Frozen {
-        let (_, handle, term) = self.leader(source);
-        let target = self.leader(target).1.region();
-        assert_eq!(freeze(&handle, term, &target), Ok(()));
+        let (handle, target) = eventually(&format!("r{source} is frozen"), || {
+            let (_, handle, term) = self.leader(source);
+            let target = self.leader(target).1.region();
+            match freeze(&handle, term, &target) {
+                Ok(()) => Some((handle, target)),
+                Err(ChangeRefused::Invalid(why)) => panic!("{why}"),
+                Err(_) => None,
+            }
+        });
         let frozen = Frozen { target: target.region_id(), epoch: target.region_epoch() };
         assert_eq!(handle.frozen(), Some(frozen));
         frozen
@@ -180,7 +186,7 @@ fn a_frozen_region_does_nothing_and_stays() {
     handle.propose_split(term, spec, Box::new(move |outcome| _ = tell.send(outcome)));
     assert_eq!(told.recv().unwrap(), Outcome::Dropped);
     let refused = ask(&handle, term, PeerChange::AddLearner(Peer::learner(24, 4)));
-    assert!(matches!(refused, Err(ChangeRefused::NotNow(why)) if why.contains("frozen")));
+    assert!(matches!(refused, Err(ChangeRefused::NotNow(_))));
     // Without proof it is not thawed, and nobody takes it in for another epoch.
     assert!(matches!(thaw(&handle, term, &target), Err(ChangeRefused::NotNow(_))));
     let later = Region { epoch: Some(RegionEpoch { conf_ver: 1, version: 9 }), ..(*target).clone() };
@@ -223,6 +229,37 @@ fn a_frozen_region_does_nothing_and_stays() {
     assert_eq!(merge(&into, into_term, &source), Ok(()));
     (1..=3).for_each(|host| cluster.await_merged(2, 1, host));
     cluster.put(1, "y", "after");
+}
+
+#[test]
+fn a_freeze_that_is_refused_or_has_ended_leaves_the_term_whole() {
+    let cluster = two();
+    let (_, handle, term) = cluster.leader(2);
+    let target = cluster.leader(1).1.region();
+    for n in 0..20 {
+        // The region's version is another one by the time the freeze is applied.
+        let (tell, told) = mpsc::channel();
+        let (from, key) = (handle.clone(), format!("x{n}"));
+        let epoch = handle.region().region_epoch();
+        handle.propose_bump(term, epoch, Box::new(|ended| assert_eq!(ended, Ok(()))));
+        let then = Box::new(move |ended: Answer| {
+            assert!(ended.is_err());
+            // Before the worker has heard of it.
+            from.propose(term, format!("{key}=v").into(), Box::new(move |outcome| _ = tell.send(outcome)));
+        });
+        handle.propose_freeze(term, (*target).clone(), then);
+        assert_eq!(told.recv().unwrap(), Outcome::Applied);
+        eventually("the worker has heard of it", || handle.lease(term).then_some(()));
+    }
+    let frozen = eventually("it is frozen", || {
+        freeze(&handle, term, &target).ok()?;
+        handle.frozen()
+    });
+    let (_, into, into_term) = cluster.leader(1);
+    assert_eq!(bump(&into, into_term, frozen.epoch), Ok(()));
+    let proof = into.region();
+    eventually("it is thawed", || thaw(&handle, term, &proof).ok());
+    assert_eq!(propose(&handle, term, "y", "v").recv().unwrap(), Outcome::Applied);
 }
 
 #[test]
