@@ -106,6 +106,16 @@ impl Admin {
         }
     }
 
+    /// What is under way on regions, and how far it is, a line each.
+    pub async fn under_way(&mut self) -> anyhow::Result<Vec<String>> {
+        let operators = answer(self.0.operator_list(OperatorListRequest::default())).await?.operators;
+        let line = |operator: &OperatorState| {
+            let OperatorState { region_id, why, seconds, .. } = operator;
+            format!("r{region_id}, for {seconds} s ({why}): {}", progress(operator))
+        };
+        Ok(operators.iter().map(line).collect())
+    }
+
     /// How far the cluster is from balance.
     pub async fn balance(&mut self) -> anyhow::Result<BalanceResponse> {
         answer(self.0.balance(BalanceRequest {})).await

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::bail;
 use braid_proto::pb::{BalanceResponse, RegionState};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -80,7 +80,10 @@ pub async fn wait(
             }
         } else {
             balanced_since = None;
-            ensure!(since.elapsed() < within, "{}", too_long(&balance, within));
+            if since.elapsed() >= within {
+                let under_way = admin.under_way().await?.join("\n  ");
+                bail!("{}\nunder way:\n  {under_way}", too_long(&balance, within));
+            }
         }
         sleep(LOOK).await;
     };
