@@ -28,6 +28,9 @@ use crate::cluster::{LOOK, World};
 pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How long a client waits for an answer to a write: a leader that is cut off never gives one.
 const WRITE_PATIENCE: Duration = Duration::from_secs(6);
+/// How long one attempt to read may take: between the two halves of a split nobody knows the second one's route for a moment,
+/// and who asks then waits for placement, of which there is none here.
+const READ_PATIENCE: Duration = Duration::from_secs(3);
 /// One in each region.
 pub const COUNTERS: [&str; 2] = ["a/counter", "n/counter"];
 
@@ -209,9 +212,13 @@ pub async fn get(world: &World, key: &str) -> Option<KeyValue> {
 async fn get_at(world: &World, key: &str, read_at: i64) -> Option<KeyValue> {
     let range = Some(RangeRequest { key: text(key), ..Default::default() });
     let op = region_request::Op::Read(ReadRequest { range, read_at });
-    match world.ask(&user_key(key.as_bytes()), op, PATIENCE).await {
-        region_response::Result::Range(range) => range.kvs.into_iter().next(),
-        other => panic!("{key}: {other:?}"),
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match timeout(READ_PATIENCE, world.ask(&user_key(key.as_bytes()), op.clone(), PATIENCE)).await {
+            Ok(region_response::Result::Range(range)) => return range.kvs.into_iter().next(),
+            Ok(other) => panic!("{key}: {other:?}"),
+            Err(_) => assert!(Instant::now() < deadline, "{key} cannot be read"),
+        }
     }
 }
 
@@ -220,7 +227,7 @@ async fn raise(world: &World, terms: &LockTerms, log: &Mutex<Log>) -> Option<(i6
     let patience = Patience::within(WRITE_PATIENCE);
     let mut parts: Vec<Part> = Vec::new();
     for key in COUNTERS.map(|key| user_key(key.as_bytes())) {
-        let region: RegionId = world.client.find(&key, patience).await.expect("a route").region;
+        let region: RegionId = world.client.find(&key, patience).await.ok()?.region;
         let KeyRange { start, end } = KeyRange::single(key);
         let read = LockRead { start: start.clone(), end: end.clone(), count_only: false };
         let lock = LockRange { start, end, exclusive: true };
