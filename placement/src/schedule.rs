@@ -124,6 +124,12 @@ impl Driver {
         self.operators.feed_ids(first, count);
     }
 
+    /// Ids for a region that is cut without an operator: out of the same line as all others, so that later peers of a region
+    /// have later ids. `None`: there are not enough at hand.
+    pub fn take_ids(&mut self, count: u64) -> Option<Vec<u64>> {
+        self.operators.take_ids(count)
+    }
+
     /// A scheduler begins nothing more; its operators end as they would.
     pub fn pause(&mut self, kind: Kind) {
         self.paused.insert(kind);

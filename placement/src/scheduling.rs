@@ -142,6 +142,11 @@ impl Scheduling {
         ))
     }
 
+    /// See [`Driver::take_ids`].
+    pub fn take_ids(&mut self, count: u64) -> Option<Vec<u64>> {
+        self.driver.take_ids(count)
+    }
+
     /// Begins what an operator wants.
     ///
     /// # Errors

@@ -60,8 +60,14 @@ pub async fn split(shared: &Shared, term: Term, key: &Bytes) -> Result<(Region, 
         } else if let (Some(region), Some(store)) = (region, store) {
             if ids.len() != 1 + region.peers.len() {
                 let count = 1 + region.peers.len() as u64;
-                let first = shared.allocate(term, count).await.map_err(|error| error.to_string())?;
-                ids = (first..first + count).collect();
+                let at_hand = shared.memory(term).scheduling.take_ids(count);
+                ids = match at_hand {
+                    Some(ids) => ids,
+                    None => {
+                        let first = shared.allocate(term, count).await.map_err(|error| error.to_string())?;
+                        (first..first + count).collect()
+                    }
+                };
             }
             let answer = shared.orders.split_region(&store, order(&region, key, &ids), ATTEMPT).await;
             match take(shared, term, RegionId(region.id), answer)? {

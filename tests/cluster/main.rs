@@ -27,6 +27,7 @@ mod examples;
 mod harness;
 mod kill;
 mod leases;
+mod reshape;
 mod restart;
 mod serializability;
 mod startup;

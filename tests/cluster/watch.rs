@@ -1,7 +1,7 @@
 //! Watches over many regions on real processes: every event once, in order of revisions, whatever happens to the regions.
 
 mod mirror;
-mod told;
+pub mod told;
 
 use std::time::Duration;
 

@@ -190,7 +190,13 @@ impl Operators {
         }
         let region = view.region(plan.region).ok_or_else(|| format!("there is no region {}", plan.region))?;
         let peers = region.peers().len();
+        // A store remembers the last peer of a region that it gave up, and takes only later ones: ids that were fetched before
+        // those of the region's peers are of no use to it.
+        let newest = region.peers().iter().map(|peer| peer.id).max().unwrap_or(0);
         let needed: u64 = plan.steps.iter().map(|step| step.ids_needed(peers)).sum();
+        if needed > 0 {
+            self.drop_ids_up_to(newest);
+        }
         if needed > self.ids_left() {
             return Err("ids for new peers are still being fetched".to_owned());
         }
@@ -294,6 +300,21 @@ impl Operators {
         self.history.push_back(Ended { operator, outcome, at_ms: now_ms });
         self.count_copies(view);
         None
+    }
+
+    /// So many ids, if there are enough at hand.
+    pub fn take_ids(&mut self, count: u64) -> Option<Vec<u64>> {
+        (count <= self.ids_left()).then(|| (0..count).map(|_| take_id(&mut self.ids)).collect())
+    }
+
+    fn drop_ids_up_to(&mut self, id: u64) {
+        while let Some((from, to)) = self.ids.front_mut() {
+            if *to > id + 1 {
+                *from = (*from).max(id + 1);
+                return;
+            }
+            self.ids.pop_front();
+        }
     }
 
     fn ids_left(&self) -> u64 {

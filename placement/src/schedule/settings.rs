@@ -60,7 +60,7 @@ impl Settings {
         let mut settings = self.clone();
         for (name, value) in values {
             let setting = Setting::named(name).ok_or_else(|| {
-                format!("there is no setting {name}; `braid admin scheduler list` shows the settings")
+                format!("there is no setting {name}; `braid admin scheduler settings` shows them")
             })?;
             (setting.parse)(&mut settings, value).map_err(|why| format!("{name} cannot be {value:?}: {why}"))?;
         }

@@ -109,3 +109,15 @@ fn schedule_does_not_let_a_failed_balance_hold_up_a_repair() {
     assert!(!region.is_free(2_000) && region.rests(Priority::Balance, 2_000) && !region.rests(Priority::Repair, 2_000));
     assert!(region.is_free(1_000 + config.failed_rest_ms));
 }
+
+#[test]
+fn new_peers_have_later_ids_than_those_that_the_region_has() {
+    let (mut view, config, mut operators) = (view(1), Config::default(), Operators::default());
+    operators.feed_ids(5, 3);
+    operators.feed_ids(1_000, 3);
+    assert_eq!(operators.take_ids(7), None);
+    let newest = view.region(RegionId(1)).unwrap().peers().iter().map(|peer| peer.id).max();
+    assert_eq!(newest, Some(13));
+    operators.start(moving(&view, 1, 4, Priority::Balance), &mut view, &config, 0).unwrap();
+    assert_eq!(operators.take_ids(2), Some(vec![1_001, 1_002]), "5 to 7 are passed over, 1000 is the new peer's");
+}

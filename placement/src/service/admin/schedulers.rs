@@ -47,7 +47,7 @@ pub async fn set(shared: &Shared, term: Term, request: SchedulerSetRequest) -> R
     let mut settings: BTreeMap<String, String> = shared.replica.read(|state| state.scheduling().settings.clone());
     for (name, value) in &request.settings {
         if settings::Setting::named(name).is_none() {
-            return Err(format!("there is no setting {name}; `braid admin scheduler list` shows the settings"));
+            return Err(format!("there is no setting {name}; `braid admin scheduler settings` shows them"));
         }
         match value.is_empty() {
             true => _ = settings.remove(name),
