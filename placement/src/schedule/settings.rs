@@ -59,9 +59,8 @@ impl Settings {
     pub fn with<'a>(&self, values: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, String> {
         let mut settings = self.clone();
         for (name, value) in values {
-            let setting = Setting::named(name).ok_or_else(|| {
-                format!("there is no setting {name}; `braid admin scheduler settings` shows them")
-            })?;
+            let setting = Setting::named(name)
+                .ok_or_else(|| format!("there is no setting {name}; `braid admin scheduler settings` shows them"))?;
             (setting.parse)(&mut settings, value).map_err(|why| format!("{name} cannot be {value:?}: {why}"))?;
         }
         settings.config.check()?;
