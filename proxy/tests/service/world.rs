@@ -353,6 +353,8 @@ fn op_name(op: Option<&region_request::Op>) -> &'static str {
         Some(region_request::Op::AttachLease(_)) => "attach",
         Some(region_request::Op::AttachedKeys(_)) => "keys",
         Some(region_request::Op::DetachLease(_)) => "detach",
+        Some(region_request::Op::Absorb(_)) => "absorb",
+        Some(region_request::Op::Frozen(_)) => "frozen",
         None => "nothing",
     }
 }
