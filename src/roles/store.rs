@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use braid_store::Registered;
 
 use super::fabric::{Fabric, LateStore};
@@ -55,6 +55,7 @@ pub async fn run(args: StoreArgs) -> Result<()> {
         () = process.stop.wanted() => Ok(()),
         error = peers.failed() => Err(error),
         error = refused(&placement, request, registered), if known.is_some() => Err(error),
+        why = store.refused() => Err(anyhow!("placement refuses this store: {why}")),
     };
     store.shutdown().await;
     links.numbers.stop();

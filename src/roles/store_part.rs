@@ -59,6 +59,11 @@ impl StorePart {
         Ok(Self { store, fabric: Arc::clone(fabric) })
     }
 
+    /// See [`Store::refused`].
+    pub fn refused(&self) -> impl Future<Output = String> + Send + use<> {
+        self.store.refused()
+    }
+
     /// Asks for the bytes of its files.
     pub fn data_bytes_probe(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
         self.store.data_bytes_probe()

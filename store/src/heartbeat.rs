@@ -43,6 +43,8 @@ pub struct Heartbeat {
     pub compaction: Arc<Compaction>,
     /// Notified when placement should hear of this store before its time.
     pub news: Arc<Notify>,
+    /// Why placement does not want this store any more; empty: it does.
+    pub refused: watch::Sender<String>,
     /// Whom to tell.
     pub placement: Arc<PlacementClient>,
     /// Where the addresses of other stores go.
@@ -98,6 +100,7 @@ impl Heartbeat {
                 self.look(answer.compacted, answer.drop_below);
                 if !answer.failed.is_empty() {
                     tracing::error!(store = %self.store_id, why = answer.failed, "placement refuses this store");
+                    self.refused.send_replace(answer.failed);
                 }
                 answer.want_full
             }

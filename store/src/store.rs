@@ -113,6 +113,7 @@ pub struct Store {
     cluster: Arc<Cluster>,
     compaction: Arc<Compaction>,
     stop: signal::Sender<bool>,
+    refused: signal::Receiver<String>,
     heartbeat: JoinHandle<()>,
     ticker: JoinHandle<()>,
     rounds: JoinHandle<()>,
@@ -169,7 +170,9 @@ impl Store {
         let compaction = Compaction::start(host.db(), Arc::clone(&shared.boundary), delay, move || tell.notify_one());
         let compaction = Arc::new(compaction.map_err(|error| OpenError::Refused(format!("no thread: {error}")))?);
         let (stop, stopped) = signal::channel(false);
+        let (refuse, refused) = signal::channel(String::new());
         let heartbeat = Heartbeat {
+            refused: refuse,
             cluster_id: config.cluster_id,
             store_id: config.store_id,
             host: Arc::clone(&host),
@@ -194,6 +197,7 @@ impl Store {
             cluster,
             compaction,
             stop,
+            refused,
             heartbeat,
             ticker,
             rounds,
@@ -204,6 +208,19 @@ impl Store {
     /// Its id.
     pub fn store_id(&self) -> StoreId {
         self.config.store_id
+    }
+
+    /// Resolves with the reason once placement does not want this store any more: it was removed.
+    pub fn refused(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut refused = self.refused.clone();
+        async move {
+            let why = refused.wait_for(|why| !why.is_empty()).await.map(|why| why.clone());
+            match why {
+                Ok(why) => why,
+                // It stops by itself.
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     /// Its regions, for callers of the same process.

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::harness::{Cluster, PATIENCE, wait_for};
 use crate::kill::{prefixes, wait_whole};
-use crate::watch::told::{self, Watching, everything};
+use crate::watch::tells_everything;
+use crate::watch::told::{Watching, everything};
 
 /// Requests that must be answered between two changes.
 const ROUND: u64 = 100;
@@ -116,17 +117,5 @@ async fn regions_split_and_merge_by_themselves_and_a_watch_tells_everything() {
     wait_for("regions to be merged", || (count(&cluster) <= 4).then_some(()));
     writer.acked_more(ROUND, PATIENCE).await.expect("the load runs");
     let (history, _) = writer.stop().await.expect("the cluster can be read");
-
-    let newest = history.acked().map(|(_, revision)| revision).max().expect("some puts");
-    let later = Watching::start(&cluster.endpoints[0], everything(2)).await;
-    let middle = Watching::start(&cluster.endpoints[0], everything(newest / 2)).await;
-    let (live, past, half) = (watching.until(newest), later.until(newest), middle.until(newest));
-    assert!(live.is_sorted_by(|a, b| a.revision < b.revision), "one put a revision, in order");
-    told::check_previous(&live);
-    assert!(live == past, "live and past differ");
-    let from = live.partition_point(|told| told.revision < newest / 2);
-    assert!(live[from..] == half, "what is told from @{} on differs", newest / 2);
-    let mut missing =
-        history.acked().filter(|(_, revision)| live.binary_search_by_key(revision, |told| told.revision).is_err());
-    assert!(missing.next().is_none(), "every acknowledged put was told");
+    tells_everything(&cluster, watching, &history).await;
 }

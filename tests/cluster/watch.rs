@@ -5,7 +5,7 @@ pub mod told;
 
 use std::time::Duration;
 
-use braid_loadtest::history::Layout;
+use braid_loadtest::history::{History, Layout};
 use braid_loadtest::writer::{Plan, Writer};
 
 use crate::etcdctl::Etcdctl;
@@ -61,6 +61,12 @@ async fn a_watch_tells_everything_once_and_in_order_while_regions_fail_and_move(
     writer.acked_more(ROUND, PATIENCE).await.expect("the load runs with the proxy back");
     let (history, _) = writer.stop().await.expect("the cluster can be read");
 
+    tells_everything(&cluster, watching, &history).await;
+}
+
+/// `watching`, a watch over everything from the beginning on, has told what `history` says, once and in order, and so do watches
+/// that begin now, at the beginning and in the middle.
+pub async fn tells_everything(cluster: &Cluster, watching: Watching, history: &History) {
     let newest = history.acked().map(|(_, revision)| revision).max().expect("some puts");
     // What a later watch is told comes from the stores' disks, and must be the same; so must what is told from the middle.
     let later = Watching::start(&cluster.endpoints[0], everything(2)).await;

@@ -2,7 +2,7 @@
 
 use super::{region, regions, scheduled_regions, stores_of};
 use crate::etcdctl::Etcdctl;
-use crate::harness::{Cluster, wait_for};
+use crate::harness::{Cluster, PATIENCE, wait_for};
 
 fn replicas_on(cluster: &Cluster, store: u64) -> usize {
     regions(cluster).iter().filter(|region| stores_of(region).contains(&store)).count()
@@ -91,4 +91,8 @@ fn a_store_is_drained_and_a_killed_one_is_rebuilt_elsewhere() {
     }
     let again = cluster.admin_refuses(&["store", "weight", &victim_id, "2"]);
     assert!(again.contains("has been removed"), "{again}");
+    // Its folder is refused from now on.
+    cluster.process(&process).restart().expect("it starts again");
+    let ended = cluster.process(&process).wait(PATIENCE).expect("it ends by itself");
+    assert_eq!(ended.code(), Some(1), "{}", cluster.process(&process).log_tail(5));
 }
