@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_host::{ChangeRefused, Host, Outcome, PeerChange, SplitSpec};
+use braid_host::{ChangeRefused, Host, Outcome, PeerChange, PeerHandle, SplitSpec};
 use braid_proto::id::{PeerId, RegionId, StoreId, Term};
 use braid_proto::key::{TAG_USER, lease_of};
 use braid_proto::pb::change_peers_request::Change;
@@ -208,7 +208,27 @@ impl Orders {
             Err(refusal) => return TransferLeaderResponse { refusal: Some(refusal), ..Default::default() },
         };
         let (tell, told) = oneshot::channel();
-        region.handle().transfer_leader(term, to, Box::new(move |ended| _ = tell.send(ended)));
+        let handle = region.handle().clone();
+        let peers = current.peers.clone();
+        let own = self.store_id;
+        // On a task of its own: what has been begun is seen through, also when the caller has gone.
+        tokio::spawn(async move {
+            let mut ended = hand_to(&handle, term, to).await;
+            let others = peers.iter().filter(|peer| !peer.learner && peer.id != to.0 && peer.store_id != own.0);
+            for other in others {
+                if ended.is_ok() || handle.lease(term) {
+                    break;
+                }
+                // The target was told and is silent: this leader has no lease in this term any more, so nothing here can be
+                // promised to watches. Somebody else leads rather than nobody well.
+                tracing::info!(region = %handle.region().region_id(), to = other.store_id, "handing over to another store instead");
+                if hand_to(&handle, term, PeerId(other.id)).await.is_ok() {
+                    ended = Err(format!("the target did not take over; store {} leads instead", other.store_id));
+                    break;
+                }
+            }
+            _ = tell.send(ended);
+        });
         let failed = match region.outcome(barrier, told, PATIENCE).await {
             Some(Ok(())) => String::new(),
             Some(Err(why)) => why,
@@ -378,4 +398,11 @@ fn check_split(region: &Region, request: &SplitRegionRequest) -> Result<(), Stri
         ));
     }
     Ok(())
+}
+
+/// Hands leadership to `to`, and says how that ended.
+async fn hand_to(handle: &PeerHandle, term: Term, to: PeerId) -> Result<(), String> {
+    let (tell, told) = oneshot::channel();
+    handle.transfer_leader(term, to, Box::new(move |ended| _ = tell.send(ended)));
+    told.await.unwrap_or_else(|_| Err("the peer went away meanwhile".to_owned()))
 }

@@ -27,7 +27,7 @@ fn wrong_flags_are_named() {
         (&["dev", "--listen-client-urls", "localhost:2379"], "must start with http://"),
         (&["store", "--config-file", "/nonexistent"], "cannot read the config file /nonexistent"),
         (&["dev", "--regions", "zero"], "--regions: "),
-        (&["admin", "region", "split"], "give --key <KEY>"),
+        (&["admin", "region", "split"], "--key <KEY>"),
     ];
     for (args, expect) in cases {
         let line = refusal(&run(args), 2);
