@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use braid_proto::id::StoreId;
 use braid_proto::pb::{Peer as PeerMeta, Region, RegionEpoch};
 use raft::eraftpb::{EntryType, Message, MessageType};
-use raft::{ProgressState, StateRole};
+use raft::{Progress, ProgressState, StateRole};
 
 use super::{Effects, Env, Peer, STRANGERS_MAX, admin_entry, command::Transfer};
 use crate::Outcome;
@@ -113,7 +113,7 @@ impl Peer {
         for id in &entry.promote {
             let progress = raft.prs().get(*id).ok_or("raft does not know the learner yet")?;
             let lag = raft.raft_log.last_index().saturating_sub(progress.matched);
-            if progress.state != ProgressState::Replicate || lag > PROMOTE_LAG_MAX || self.is_silent(*id, now, env) {
+            if lacks_data(progress) || lag > PROMOTE_LAG_MAX || self.is_silent(*id, now, env) {
                 return Err(format!("peer {id} lacks {lag} entries, or does not answer"));
             }
         }
@@ -271,9 +271,7 @@ impl Peer {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         let lacks = |id: &u64| match raft.prs().get(*id) {
-            Some(progress) => {
-                progress.state != ProgressState::Replicate || last.saturating_sub(progress.matched) > REPORT_LAG_MAX
-            }
+            Some(progress) => lacks_data(progress) || last.saturating_sub(progress.matched) > REPORT_LAG_MAX,
             None => true,
         };
         let others = self.peers.iter().map(|peer| peer.id).filter(|id| *id != self.peer_id());
@@ -343,6 +341,12 @@ impl Peer {
     pub fn pardon(&mut self) {
         self.condemned = false;
     }
+}
+
+/// Whether a peer has nothing yet, or waits for a raft snapshot. Not whether it replicates: a snapshot that brought the last
+/// entry leaves it probing until there is another one.
+fn lacks_data(progress: &Progress) -> bool {
+    progress.matched == 0 || progress.state == ProgressState::Snapshot
 }
 
 /// How often a removed peer is told so by the leader that removed it.
