@@ -256,7 +256,7 @@ mod tests {
     fn wrong_settings_are_refused_with_what_would_do() {
         let settings = Settings::default();
         let wrong = |name: &str, value: &str| settings.with([(name, value)]).unwrap_err();
-        assert!(wrong("split-byte", "1").contains("no setting split-byte; `braid admin scheduler list`"));
+        assert!(wrong("split-byte", "1").contains("no setting split-byte; `braid admin scheduler settings`"));
         assert!(wrong("split-bytes", "many").contains("split-bytes cannot be \"many\": a number of bytes"));
         assert!(wrong("store-down-seconds-max", "-1").contains("seconds from 0"));
         assert!(wrong("location-labels", "a,,b").contains("like zone,rack,host"));
