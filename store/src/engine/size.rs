@@ -114,7 +114,7 @@ impl From<Damaged> for NoHalf {
 
 impl RegionData {
     /// Approximate bytes, on disk and in memory, and keys, for reports. An estimate: a region that has been idle for long is
-    /// known to within blocks of files, what was written lately to within [`MARK_BYTES`].
+    /// known to within blocks of files, what was written lately to within `MARK_BYTES`.
     pub fn approximate_size(&self) -> (u64, u64) {
         let published = Arc::clone(&self.inner.read().published);
         let latest = self.file_bytes(LATEST, &published.range.start, &published.range.end);
