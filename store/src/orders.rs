@@ -216,7 +216,7 @@ impl Orders {
             let mut ended = hand_to(&handle, term, to).await;
             let others = peers.iter().filter(|peer| !peer.learner && peer.id != to.0 && peer.store_id != own.0);
             for other in others {
-                if ended.is_ok() || handle.lease(term) {
+                if ended.is_ok() || !handle.is_leader(term) || handle.lease(term) {
                     break;
                 }
                 // The target was told and is silent: this leader has no lease in this term any more, so nothing here can be
