@@ -48,7 +48,7 @@ impl Space {
         self.writable.load(Ordering::Relaxed)
     }
 
-    /// `(capacity, available, used)` in bytes.
+    /// `(capacity, available, used)` in bytes: what placement counts with, so a quota bounds the first two.
     pub fn sizes(&self) -> (u64, u64, u64) {
         (
             self.capacity.load(Ordering::Relaxed),
@@ -59,17 +59,18 @@ impl Space {
 
     /// Looks at the disk again. `used`: bytes of this store's files.
     pub fn refresh(&self, used: u64) {
-        let (capacity, available) = match rustix::fs::statvfs(&self.dir) {
-            Ok(fs) => (fs.f_blocks * fs.f_frsize, fs.f_bavail * fs.f_frsize),
+        let disk = match rustix::fs::statvfs(&self.dir) {
+            Ok(fs) => Disk::of(fs.f_blocks, fs.f_bfree, fs.f_bavail, fs.f_frsize),
             Err(error) => {
                 tracing::warn!(dir = %self.dir.display(), %error, "cannot read the free space of the data folder's disk");
                 return;
             }
         };
+        let Disk { capacity, available } = disk.within(self.limits.quota_bytes, used);
         self.used.store(used, Ordering::Relaxed);
         self.capacity.store(capacity, Ordering::Relaxed);
         self.available.store(available, Ordering::Relaxed);
-        let writable = self.has_room(used, available);
+        let writable = self.has_room(used, disk.available);
         if self.writable.swap(writable, Ordering::Relaxed) != writable {
             match writable {
                 true => tracing::info!(used, available, "there is room again: puts are taken"),
@@ -93,9 +94,43 @@ impl Space {
     }
 }
 
+/// What a disk has for this process, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Disk {
+    capacity: u64,
+    available: u64,
+}
+
+impl Disk {
+    /// From `statvfs`'s counts of blocks. What the file system holds back (`free` less `available`) is no capacity of
+    /// ours: counted as such, a disk would look fuller than it can ever be filled.
+    fn of(blocks: u64, free: u64, available: u64, block_bytes: u64) -> Self {
+        let held_back = free.saturating_sub(available);
+        Self { capacity: blocks.saturating_sub(held_back) * block_bytes, available: available * block_bytes }
+    }
+
+    /// What of it a store may use that holds `used` bytes and has a quota (0: none).
+    fn within(self, quota: u64, used: u64) -> Self {
+        if quota == 0 {
+            return self;
+        }
+        Self { capacity: self.capacity.min(quota), available: self.available.min(quota.saturating_sub(used)) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_back_and_what_a_quota_forbids_is_no_room() {
+        let disk = Disk::of(100, 60, 20, 4);
+        assert_eq!(disk, Disk { capacity: 240, available: 80 });
+        assert_eq!(disk.within(0, 500), disk);
+        assert_eq!(disk.within(100, 30), Disk { capacity: 100, available: 70 });
+        assert_eq!(disk.within(100, 130), Disk { capacity: 100, available: 0 });
+        assert_eq!(disk.within(1 << 40, 30), disk);
+    }
 
     #[test]
     fn quota_and_free_space_both_count() {

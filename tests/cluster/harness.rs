@@ -99,6 +99,10 @@ pub fn must_run(process: &mut Process) {
     }
 }
 
+/// Bytes that each store of a test may hold. Placement counts with them, so that how full this machine's disk is decides
+/// nothing.
+const QUOTA: &str = "1073741824";
+
 /// Asks a process to stop and waits until it has.
 pub fn stop(process: &mut Process) -> ExitStatus {
     process.terminate().expect("it can be signalled");
@@ -128,6 +132,7 @@ impl Cluster {
         let url = free_url();
         let mut args = texts(&["dev", "--log-level", "info", "--listen-client-urls", &url, "--data-dir"]);
         args.push(cluster.path("dev"));
+        args.extend(texts(&["--quota-backend-bytes", QUOTA]));
         args.extend(texts(flags));
         cluster.spawn("dev", args);
         cluster.endpoints.push(url);
@@ -146,6 +151,7 @@ impl Cluster {
             args.extend(texts(&["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]));
             args.extend(texts(&["--listen-client-urls", &client, "--advertise-client-urls", &client]));
             args.extend(["--data-dir".to_owned(), cluster.path(&name)]);
+            args.extend(texts(&["--quota-backend-bytes", QUOTA]));
             args.extend(texts(flags));
             cluster.spawn(&name, args);
             cluster.endpoints.push(client);
@@ -173,6 +179,7 @@ impl Cluster {
             let mut args = texts(&["store", "--name", &name, "--placement-endpoints", &peers.join(",")]);
             args.extend(texts(&["--listen-peer-urls", &free_url()]));
             args.extend(["--data-dir".to_owned(), cluster.path(&name)]);
+            args.extend(texts(&["--quota-backend-bytes", QUOTA]));
             args.extend(texts(store));
             cluster.spawn(&name, args);
         }
