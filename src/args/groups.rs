@@ -64,8 +64,12 @@ pub struct StorageArgs {
     pub quota_backend_bytes: i64,
 
     /// Memory for blocks read from disk, for each store
-    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(8 << 20..))]
+    #[arg(long, value_name = "BYTES", default_value_t = 192 << 20, value_parser = clap::value_parser!(u64).range(8 << 20..))]
     pub block_cache_bytes: u64,
+
+    /// Memory for the records that were written last, for each store
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(..=1 << 40))]
+    pub record_cache_bytes: u64,
 
     /// Memory for the newest writes of one kind of data before they go to disk; a store holds a few of these
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, value_parser = clap::value_parser!(u64).range(1 << 20..=1 << 30))]

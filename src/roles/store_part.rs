@@ -95,6 +95,7 @@ fn config(dir: PathBuf, registered: Registered, storage: &StorageArgs) -> Result
         store_id: registered.store_id,
         workers: RAFT_WORKERS,
         block_cache_bytes: bytes("block-cache-bytes", storage.block_cache_bytes)?,
+        record_cache_bytes: bytes("record-cache-bytes", storage.record_cache_bytes)?,
         memtable_bytes: bytes("memtable-bytes", storage.memtable_bytes)?,
         log_purge_bytes: LOG_PURGE_BYTES,
         log_keep_entries: storage.raft_log_keep_entries,

@@ -12,6 +12,7 @@
 //!   writes.
 //! - A read at R looks at `latest` first: a record that is not newer than R is the answer. Only what has changed since R
 //!   is looked up in `history`. The few changes between a bound and its read come from a memory ring (`recent`).
+//! - The records that were written last are in memory too (`newest`).
 //! - Counts come from buckets in memory ([`braid_store_core::buckets`]), corrected by the changes after R.
 //! - Data and apply state are one write batch; what readers need to know beside the data is published under the same lock,
 //!   so a snapshot of one is a snapshot of both (`region`).
@@ -32,6 +33,7 @@ mod key;
 mod leases;
 mod locks;
 mod merge;
+mod newest;
 mod options;
 mod point;
 mod recent;
@@ -50,6 +52,7 @@ pub use events::{Cursor, Page, PastEvent, known, shown};
 pub use hash::Unhashed;
 pub use key::{ATTACHED, EVENTS, HISTORY, LATEST, LEASES, LOCKS, StoredKey};
 pub use merge::merge;
+pub use newest::NewestRecords;
 pub use options::{EngineOptions, column_families, data_ranges};
 pub use point::Unread;
 pub use region::RegionData;

@@ -32,7 +32,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use crate::engine::{Boundary, RegionData};
+use crate::engine::{Boundary, NewestRecords, RegionData};
 use crate::frontier::Promise;
 use crate::leases::{self, Revocations};
 use crate::load::Load;
@@ -61,6 +61,8 @@ pub struct Shared {
     pub space: Arc<Space>,
     /// Below it history may be gone.
     pub boundary: Arc<Boundary>,
+    /// The newest records of its regions.
+    pub newest: Arc<NewestRecords>,
     /// This process's way to all regions.
     pub cluster: Arc<Cluster>,
     /// Tells whoever follows the regions.
@@ -159,7 +161,7 @@ impl RegionPeer {
     pub fn open(db: Arc<DB>, handle: PeerHandle, shared: Arc<Shared>, peers: &Arc<Peers>) -> Arc<Self> {
         let region = handle.region();
         let mut parent = None;
-        let data = RegionData::open_child(db, &region, Arc::clone(&shared.boundary), &mut || {
+        let data = RegionData::open_child(db, &region, Arc::clone(&shared.boundary), &shared.newest, &mut || {
             parent = parent_of(peers, &region);
             parent.as_ref().map(|parent| parent.data().max_applied())
         });

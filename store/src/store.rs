@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::compaction::Compaction;
-use crate::engine::{Boundary, EngineOptions};
+use crate::engine::{Boundary, EngineOptions, NewestRecords};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
 use crate::merge::Ended;
@@ -51,6 +51,8 @@ pub struct StoreConfig {
     pub workers: usize,
     /// RocksDB block cache in bytes.
     pub block_cache_bytes: usize,
+    /// Memory for the newest records, in bytes; 0: none.
+    pub record_cache_bytes: usize,
     /// RocksDB memtable size in bytes.
     pub memtable_bytes: usize,
     /// Bytes of raft log after which old files are purged.
@@ -144,6 +146,7 @@ impl Store {
             runtime,
             space,
             boundary,
+            newest: Arc::new(NewestRecords::new(config.record_cache_bytes)),
             cluster: way,
             publisher: tell,
             started: std::time::Instant::now(),

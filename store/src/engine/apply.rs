@@ -15,6 +15,7 @@ use rocksdb::{ColumnFamily, DBRawIterator, WriteBatch};
 
 use super::changes::{Change, ChangeKind};
 use super::key::{self, ATTACHED, EVENTS, HISTORY, LATEST};
+use super::newest::OwnNewest;
 use super::region::{Inner, RegionData};
 use super::scan::{Reader, decode_live, decode_record};
 use super::{leases, locks};
@@ -74,6 +75,7 @@ impl RegionData {
             batch,
             row: Vec::new(),
             value: Vec::new(),
+            newest: Vec::new(),
             written: (changes_of(txns).take(2).count() > 1).then(HashMap::new),
             run: None,
             wanted,
@@ -84,7 +86,7 @@ impl RegionData {
             rows.run = deletes_a_run(txn).then(|| Run::new(reader, txn));
             check_subs(txn)?;
             for (revision, sub, change) in changes_of(std::slice::from_ref(txn)) {
-                let kind = rows.write(revision, sub, change)?;
+                let kind = rows.write(&self.newest, revision, sub, change)?;
                 changes.push(Change { revision, sub, kind, key: &change.key });
             }
         }
@@ -92,7 +94,7 @@ impl RegionData {
         if self.ceiling.fetch_max(newest, Ordering::SeqCst) < newest {
             rows.mark_applied(newest);
         }
-        let Rows { mut batch, superseded, .. } = rows;
+        let Rows { mut batch, superseded, newest: records, .. } = rows;
         locks::write(&self.db, locks, &mut batch);
         leases::write(&self.db, leases, &mut batch);
         let bytes = batch.size_in_bytes() as u64;
@@ -101,6 +103,7 @@ impl RegionData {
         let grown = {
             let mut inner = self.inner.write();
             self.db.write(batch).map_err(|error| Damaged(format!("a batch cannot be written: {error}")))?;
+            records.into_iter().for_each(|(key, value)| self.newest.set(key, value));
             inner.publish_locks(locks);
             inner.publish(newest, &changes)
         };
@@ -150,6 +153,9 @@ fn check_subs(txn: &TxnEffect) -> Result<(), Damaged> {
 /// What this batch has made of a key: the put, or `None` for a delete.
 type Written<'t> = Option<(i64, u32, &'t pb::Change)>;
 
+/// A key's value in `latest`; `None`: it has none.
+type Newest = Option<Arc<[u8]>>;
+
 /// The rows of a batch under way.
 struct Rows<'a, 't> {
     reader: Reader<'a>,
@@ -165,6 +171,8 @@ struct Rows<'a, 't> {
     /// Buffers, to allocate none for each row.
     row: Vec<u8>,
     value: Vec<u8>,
+    /// What the batch makes of its keys' values in `latest`, in order.
+    newest: Vec<(&'t [u8], Newest)>,
     /// Keys that this batch has changed already; `None` if it makes one change only.
     written: Option<HashMap<&'t [u8], Written<'t>>>,
     /// Reads what a large delete supersedes.
@@ -172,10 +180,16 @@ struct Rows<'a, 't> {
 }
 
 impl<'t> Rows<'_, 't> {
-    fn write(&mut self, revision: i64, sub: u32, change: &'t pb::Change) -> Result<ChangeKind, Damaged> {
+    fn write(
+        &mut self,
+        newest: &OwnNewest,
+        revision: i64,
+        sub: u32,
+        change: &'t pb::Change,
+    ) -> Result<ChangeKind, Damaged> {
         let lease = match change.supersedes {
             0 => 0,
-            _ => self.keep_superseded(change, revision, sub)?,
+            _ => self.keep_superseded(newest, change, revision, sub)?,
         };
         let kind = match (change.delete, change.supersedes) {
             (true, 0) => return Err(contradicts(change, "it deletes a key that is absent")),
@@ -185,12 +199,14 @@ impl<'t> Rows<'_, 't> {
         };
         if change.delete {
             self.batch.delete_cf(self.latest, &change.key);
+            self.newest.push((&change.key, None));
         } else {
             debug_assert!(kind != ChangeKind::Created || !self.is_live(change)?, "{:?} is created twice", change.key);
             self.value.clear();
             put_varint(&mut self.value, u64::from(sub));
             record_of(change, revision).encode(&mut self.value);
             self.batch.put_cf(self.latest, &change.key, &self.value);
+            self.newest.push((&change.key, Some(self.value[..].into())));
         }
         self.attach(&change.key, lease, if change.delete { 0 } else { change.lease });
         self.row.clear();
@@ -228,7 +244,13 @@ impl<'t> Rows<'_, 't> {
     }
 
     /// Moves the record that `change` supersedes at (`revision`, `sub`) to history. Returns its lease.
-    fn keep_superseded(&mut self, change: &pb::Change, revision: i64, sub: u32) -> Result<i64, Damaged> {
+    fn keep_superseded(
+        &mut self,
+        newest: &OwnNewest,
+        change: &pb::Change,
+        revision: i64,
+        sub: u32,
+    ) -> Result<i64, Damaged> {
         self.row.clear();
         self.value.clear();
         put_varint(&mut self.value, revision as u64);
@@ -245,12 +267,18 @@ impl<'t> Rows<'_, 't> {
             }
             Some(None) => return Err(contradicts(change, "the key was deleted just before")),
             None => {
-                let single;
+                let (cached, single);
                 let value = match self.run.as_mut().and_then(|run| run.value(&change.key)) {
                     Some(value) => value,
                     None => {
-                        single = self.reader.live(&change.key)?;
-                        single.as_deref().ok_or_else(|| contradicts(change, "the key is absent"))?
+                        cached = newest.get(&change.key);
+                        match &cached {
+                            Some(value) => &value[..],
+                            None => {
+                                single = self.reader.live(&change.key)?;
+                                single.as_deref().ok_or_else(|| contradicts(change, "the key is absent"))?
+                            }
+                        }
                     }
                 };
                 let live = decode_live(&change.key, value)?;

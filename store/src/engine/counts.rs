@@ -67,6 +67,9 @@ impl RegionData {
         let counts = counts.and_then(|counts| cut(counts, &before.range, &range, &Reader::now(&self.db)).ok());
         if before.range.contains_range(&range) {
             self.written.lock().halve();
+        } else {
+            // Keys that came with the range, or were here before and have been elsewhere since.
+            self.newest.forget();
         }
         let mut inner = self.inner.write();
         let published = Arc::make_mut(&mut inner.published);

@@ -12,7 +12,7 @@ use braid_store_core::view::{BaseView, Damaged, Visit};
 use thiserror::Error;
 
 use super::region::RegionData;
-use super::scan::Reader;
+use super::scan::{Reader, decode_live, decode_record};
 use super::snapshot::Snapshot;
 
 /// Why a read at a revision has no answer.
@@ -33,7 +33,10 @@ impl RegionData {
     /// It cannot be read.
     pub fn get_latest(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
         self.sound()?;
-        Reader::now(&self.db).latest(key)
+        match self.newest.get(key) {
+            Some(value) => decode_record(key, decode_live(key, &value)?.record).map(Some),
+            None => Reader::now(&self.db).latest(key),
+        }
     }
 
     /// The record of `key` at `revision`, which everything that changes the key is applied up to.

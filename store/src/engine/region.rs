@@ -22,11 +22,15 @@ use super::boundary::Boundary;
 use super::changes::ChangeKind;
 use super::key::{self, EVENTS, HISTORY, LATEST, StoredKey};
 use super::locks::Locks;
+use super::newest::{NewestRecords, OwnNewest};
 use super::recent::Recent;
 use super::scan::Reader;
 use super::size::Written;
 use super::snapshot::Snapshot;
 use super::unreadable;
+
+/// Memory for the newest records of a region that shares it with no other.
+const OWN_NEWEST_BYTES: usize = 1 << 20;
 
 /// What is true of the data at one moment, beside the data. Shared with snapshots, so a change copies it if one is held;
 /// its large parts are shared in turn.
@@ -65,6 +69,8 @@ pub struct RegionData {
     /// Newest revision that may be visible in the database. Raised before it is written, so a reader that looks here after
     /// it has read knows what it cannot have missed. `published.applied <= ceiling`.
     pub(super) ceiling: AtomicI64,
+    /// The newest records, as far as they are in memory.
+    pub(super) newest: OwnNewest,
     /// Held by whoever builds the counts.
     pub(super) counting: Mutex<()>,
     /// What was written here, of which some may still lie in memtables.
@@ -79,15 +85,17 @@ impl RegionData {
     /// The data of `region` in `db`, whose compaction boundary is `boundary`. Cheap: no walk over the data. If what it
     /// needs cannot be read, every use of it fails with the reason.
     pub fn open(db: Arc<DB>, region: &Region, boundary: Arc<Boundary>) -> Self {
-        Self::open_child(db, region, boundary, &mut || None)
+        Self::open_child(db, region, boundary, &Arc::new(NewestRecords::new(OWN_NEWEST_BYTES)), &mut || None)
     }
 
-    /// The same for what may be the child of a split that happened just now: then, and only then, `parent` is asked for the
+    /// The same for one of several regions, which share `newest`, and for what may be the child of a split that happened just
+    /// now: then, and only then, `parent` is asked for the
     /// newest revision that the parent has applied.
     pub fn open_child(
         db: Arc<DB>,
         region: &Region,
         boundary: Arc<Boundary>,
+        newest: &Arc<NewestRecords>,
         parent: &mut dyn FnMut() -> Option<i64>,
     ) -> Self {
         let found =
@@ -110,6 +118,7 @@ impl RegionData {
             boundary,
             inner: RwLock::new(Inner { published: Arc::new(published), deltas: None, locks }),
             ceiling: AtomicI64::new(applied.max(events.mark)),
+            newest: newest.open(),
             counting: Mutex::new(()),
             written: Mutex::default(),
             newborn: events.newborn,

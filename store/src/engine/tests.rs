@@ -320,3 +320,38 @@ fn changes_since_a_revision_come_in_order_from_memory_and_from_disk() {
         }
     }
 }
+
+#[test]
+fn what_was_written_last_is_found_without_the_database_and_is_what_it_says() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
+    let key = |n: u32| user_key(format!("k{n}").as_bytes());
+    let change = |n, supersedes, version, delete| pb::Change {
+        key: key(n),
+        supersedes,
+        create_revision: if delete { 0 } else { 2 },
+        version,
+        delete,
+        value: format!("{n} v{version}").into(),
+        ..Default::default()
+    };
+    let apply = |revision, changes| {
+        let txn = TxnEffect { revision, changes, subs: Vec::new() };
+        data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
+    };
+    apply(2, (0..50).map(|n| change(n, 0, 1, false)).collect());
+    apply(3, (0..25).map(|n| change(n, 2, 2, false)).collect());
+    apply(4, (20..30).map(|n| change(n, if n < 25 { 3 } else { 2 }, 0, true)).collect());
+    for n in 0..50 {
+        let stored = scan::Reader::now(&data.db).live(&key(n)).expect("readable");
+        assert_eq!(data.newest.get(&key(n)).as_deref(), stored.as_deref(), "k{n}");
+        assert_eq!(stored.is_some(), !(20..30).contains(&n), "k{n}");
+    }
+    // Keys that come back with a wider range may have been changed elsewhere.
+    let [narrow, wide] = [key(10), key(9)].map(|end| Region { end: end.to_vec().into(), ..region() });
+    data.on_region(&narrow);
+    assert!(data.newest.get(&key(0)).is_some(), "what is left is as it was");
+    data.on_region(&wide);
+    assert_eq!(data.newest.get(&key(0)), None);
+    assert!(data.get_latest(&key(0)).expect("readable").is_some());
+}

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::engine::{Boundary, EngineOptions};
+use crate::engine::{Boundary, EngineOptions, NewestRecords};
 use crate::merge::Ended;
 use crate::region::Busy;
 use crate::service::LocalRegions;
@@ -79,6 +79,7 @@ impl Scene {
             runtime: Handle::current(),
             space: Arc::new(Space::new(dir.path().into(), SpaceLimits { quota_bytes: 0, free_bytes_min: 0 })),
             boundary: Arc::new(Boundary::default()),
+            newest: Arc::new(NewestRecords::new(1 << 20)),
             cluster: Cluster::connect(ClusterId(80), placement),
             started: Instant::now(),
             revocations: Arc::default(),

@@ -125,6 +125,7 @@ impl Cluster {
             store_id: StoreId(id),
             workers: 1,
             block_cache_bytes: 8 << 20,
+            record_cache_bytes: 1 << 20,
             memtable_bytes: 8 << 20,
             log_purge_bytes: 64 << 20,
             log_keep_entries: 10_000,

@@ -186,7 +186,9 @@ fn a_merged_region_is_split_again() {
     let epoch = Some(RegionEpoch { conf_ver: 1, version: 5 });
     data.on_region(&Region { epoch, ..left });
     let child = Region { id: 9, epoch, ..right };
-    let other = RegionData::open_child(db, &child, Arc::default(), &mut || Some(data.max_applied()));
+    let other = RegionData::open_child(db, &child, Arc::default(), &Arc::new(NewestRecords::new(1 << 20)), &mut || {
+        Some(data.max_applied())
+    });
     other.inherit(&data);
     for _ in 0..40 {
         step(&mut history, &mut random, &data, &other);

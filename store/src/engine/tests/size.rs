@@ -67,7 +67,13 @@ fn sizes_are_right_in_memory_in_files_after_a_split_and_a_restart() {
     near(a.approximate_size().0, 8 * MB, "in files and in memory");
     let (left, right) = (named(8, b"b", b"b0128"), named(9, b"b0128", b"c"));
     b.on_region(&left);
-    let child = RegionData::open_child(Arc::clone(&db), &right, Arc::clone(&boundary), &mut || Some(b.max_applied()));
+    let child = RegionData::open_child(
+        Arc::clone(&db),
+        &right,
+        Arc::clone(&boundary),
+        &Arc::new(NewestRecords::new(1 << 20)),
+        &mut || Some(b.max_applied()),
+    );
     child.inherit(&b);
     assert_eq!(child.max_applied(), b.max_applied());
     near(b.approximate_size().0, 8 * MB, "the left half");
