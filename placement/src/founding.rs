@@ -2,7 +2,8 @@
 //! on replicated state alone, so whoever leads next goes on where this leader stopped.
 //!
 //! 1. The cluster is founded: its id is committed.
-//! 2. As many stores as a region has replicas have joined: ids are taken, the first regions are committed.
+//! 2. As many stores as a region has replicas have joined: ids are taken, the first regions are committed. Their stores
+//!    are chosen by labels and weights as far as stores are here; who joins later gets its share from the schedulers.
 //! 3. Every store is told to create its peers of the regions that nobody leads yet; the store that shall lead a region
 //!    is told last, since it campaigns at once. Stores that are down are not waited for: a quorum elects without them.
 //! 4. Every first region has had a leader: that is committed, and from then on nobody creates them again, because a
@@ -18,6 +19,8 @@ use futures::future::join_all;
 
 use crate::bootstrap;
 use crate::leader::{CommitError, Shared};
+use crate::schedule::{Config, View};
+use crate::state::StoreRecord;
 
 /// How long a store may take to create its first peers.
 const CREATE_PATIENCE: Duration = Duration::from_secs(5);
@@ -82,7 +85,9 @@ async fn begin_regions(shared: &Shared, term: Term) -> Result<Step, CommitError>
         return Ok(Step::Waits);
     }
     let first_id = shared.allocate(term, bootstrap::ids_needed(&shared.plan)).await?;
-    let regions = bootstrap::first_regions(&shared.plan, &stores, first_id);
+    let own = stores.iter().find(|store| store.peer_addr == shared.plan.own_addr).map(|store| StoreId(store.id));
+    let (view, config) = seen(shared, term, &stores);
+    let regions = bootstrap::first_regions(&shared.plan, view, &config, own, first_id);
     tracing::info!(regions = regions.len(), stores = stores.len(), "the cluster begins");
     shared.commit(term, Op::FirstRegions(FirstRegions { regions: regions.clone() })).await?;
     let mut memory = shared.memory(term);
@@ -90,6 +95,24 @@ async fn begin_regions(shared: &Shared, term: Term) -> Result<Step, CommitError>
         memory.regions.learn(region);
     }
     Ok(Step::Next)
+}
+
+/// The stores as schedulers see them, and what these go by.
+fn seen(shared: &Shared, term: Term, stores: &[Store]) -> (View, Config) {
+    shared.resync(term);
+    let records: Vec<StoreRecord> = stores.iter().filter_map(|store| shared.record(StoreId(store.id))).collect();
+    let memory = shared.memory(term);
+    let settings = memory.scheduling.settings();
+    let mut view = View::new(settings.location_labels.clone());
+    for record in records {
+        let id = StoreId(record.store.id);
+        view.put_store(id, record.labels(), record.weight);
+        view.set_draining(id, record.drain.is_some(), 0);
+        if let Some(stats) = memory.presence.stats(id) {
+            view.set_space(id, stats.capacity_bytes, stats.used_bytes, stats.available_bytes);
+        }
+    }
+    (view, settings.config.clone())
 }
 
 async fn start_regions(shared: &Shared, term: Term) -> Result<Step, CommitError> {

@@ -17,6 +17,7 @@ use crate::orders::StoreOrders;
 use crate::placement::MemberConfig;
 use crate::presence::Presence;
 use crate::regions::RegionMap;
+use crate::removed::Removed;
 use crate::scheduling::{Scheduling, Setup};
 use crate::state::{Applied, StoreRecord};
 
@@ -40,6 +41,8 @@ pub struct Memory {
     pub presence: Presence,
     /// Where the regions are.
     pub regions: RegionMap,
+    /// Which peers were removed from them.
+    pub removed: Removed,
     /// How they are moved.
     pub scheduling: Scheduling,
     /// Somebody waits until stores have dropped history below this revision; 0: nobody ever did. Stores learn it from
@@ -89,6 +92,7 @@ impl Shared {
             term: Term::INVALID,
             presence: Presence::new(Instant::now()),
             regions: RegionMap::default(),
+            removed: Removed::default(),
             scheduling: Scheduling::new(&setup, Instant::now()),
             drop_below: 0,
         };
@@ -131,7 +135,7 @@ impl Shared {
             let now = Instant::now();
             let (presence, regions) = (Presence::new(now), RegionMap::begin_with(first));
             let scheduling = Scheduling::new(&self.setup, now);
-            *memory = Memory { term, presence, regions, scheduling, drop_below: 0 };
+            *memory = Memory { term, presence, regions, removed: Removed::default(), scheduling, drop_below: 0 };
         }
         memory
     }

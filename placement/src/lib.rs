@@ -6,7 +6,8 @@
 //!  state       what all members agree on    ◄──  machine   the host's state machine, propose and learn the result
 //!  bootstrap   the first regions            ◄──  founding  what the leader does for a young cluster
 //!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin
-//!  presence    who is alive                      split, transfer ──► orders: what stores are told
+//!  presence    who is alive
+//!  removed     which peers are gone              split, transfer ──► orders: what stores are told
 //!  schedule    which region shall be where  ◄──  scheduling  feeds it, gives its orders
 //!                                                compaction the boundary below which history is given up
 //!                                                leader    what all of the above share
@@ -26,6 +27,7 @@ pub mod orders;
 mod placement;
 pub mod presence;
 pub mod regions;
+mod removed;
 pub mod schedule;
 mod scheduling;
 pub mod sequencer;

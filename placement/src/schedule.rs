@@ -47,6 +47,7 @@ pub use config::Config;
 pub use operator::{Operator, OperatorId, Order};
 pub use operators::{Ended, Operators, Outcome, Tally};
 pub use plan::{By, Plan, Priority};
+pub use scatter::Scattered;
 pub use scheduler::{Kind, Proposal};
 pub use settings::{Setting, Settings};
 pub use step::{SplitAt, Step};
@@ -198,11 +199,23 @@ impl Driver {
         kind.propose(&self.view, &self.config, now_ms)
     }
 
-    /// Wants these regions scattered. Returns how many are to move.
+    /// Why none of these plans can begin now; `None`: one can, or there is none.
+    pub fn refuses(&self, plans: &[Plan], now_ms: u64) -> Option<String> {
+        let mut why = None;
+        for plan in plans {
+            match self.operators.may_start(plan, &self.view, &self.config, now_ms) {
+                Ok(()) => return None,
+                Err(refused) => _ = why.get_or_insert(refused),
+            }
+        }
+        why
+    }
+
+    /// Wants these regions scattered.
     ///
     /// # Errors
     /// Why they cannot be.
-    pub fn scatter(&mut self, regions: &[RegionId]) -> Result<usize, String> {
+    pub fn scatter(&mut self, regions: &[RegionId]) -> Result<Scattered, String> {
         scatter::wish(&mut self.view, &self.config, regions)
     }
 

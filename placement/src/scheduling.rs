@@ -26,7 +26,7 @@ use crate::leader::Memory;
 use crate::presence::{DISCONNECTED, DOWN, Presence};
 use crate::regions::Taken;
 use crate::schedule::{
-    Drain, Driver, Kind, Load, OperatorId, Order, Plan, RegionNews, Settings, Step, StoreState, Tally,
+    Drain, Driver, Kind, Load, OperatorId, Order, Plan, RegionNews, Scattered, Settings, Step, StoreState, Tally,
 };
 use crate::state::{self, State};
 
@@ -165,13 +165,17 @@ impl Scheduling {
         self.driver.cancel(region, why, now_ms)
     }
 
-    /// Wants these regions scattered. Returns how many are to move.
+    /// Wants these regions scattered.
     ///
     /// # Errors
     /// Why they cannot be.
-    pub fn scatter(&mut self, regions: &[RegionId]) -> Result<usize, String> {
+    pub fn scatter(&mut self, regions: &[RegionId]) -> Result<Scattered, String> {
         self.ready()?;
-        self.driver.scatter(regions)
+        let mut scattered = self.driver.scatter(regions)?;
+        if scattered.moving > 0 && self.driver.is_paused(Kind::Scatter) {
+            scattered.said += "; nothing begins before `braid admin scheduler resume scatter`";
+        }
+        Ok(scattered)
     }
 
     /// Why an order outside an operator must not be given to a region now.
@@ -207,6 +211,7 @@ impl Scheduling {
                 (None, _) => StoreState::Down { since_ms },
             };
             view.set_state(id, store_state);
+            view.set_silence(id, silence.as_millis() as u64);
             view.put_drain(id, record.drain.as_ref().map(drain));
             if let Some(stats) = presence.stats(id) {
                 view.set_space(id, stats.capacity_bytes, stats.used_bytes, stats.available_bytes);
@@ -318,11 +323,25 @@ impl Memory {
     /// A leader's report.
     pub fn take_report(&mut self, report: RegionReport) -> Taken {
         let news = news(&report);
+        let before = self.before(&news.region);
         let taken = self.regions.take(report);
         if taken == Taken::New {
+            self.compare(before, &news.region);
             self.scheduling.hear(news);
         }
         taken
+    }
+
+    /// What was known of a region whose peers have changed.
+    fn before(&self, region: &Region) -> Option<Region> {
+        let known = &self.regions.get(region.region_id())?.region;
+        (known.region_epoch().conf_ver < region.region_epoch().conf_ver).then(|| known.clone())
+    }
+
+    fn compare(&mut self, before: Option<Region>, region: &Region) {
+        if let Some(before) = before {
+            self.removed.compare(&before, region, Instant::now());
+        }
     }
 
     /// A store has said everything that it leads.
@@ -338,8 +357,10 @@ impl Memory {
 
     /// A store's word about a region, other than its leader's report. Stale also if just that is known already.
     pub fn learn(&mut self, region: Region) -> Taken {
+        let before = self.before(&region);
         let taken = self.regions.learn(region.clone());
         if taken == Taken::New {
+            self.compare(before, &region);
             self.scheduling.change(region.region_id(), |news| renew(news, region));
         }
         taken

@@ -59,7 +59,7 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
     found.proposal("region", || {
         let states = draining.iter().map(|store| match store.replicas.len() {
             0 => format!("{} is empty and can be removed", store.id),
-            left => format!("{} still holds {left} replicas, which operators work on or which rest", store.id),
+            left => format!("{} still holds {left} replicas, and operators are under way on their regions", store.id),
         });
         states.collect::<Vec<_>>().join("; ")
     })
@@ -80,10 +80,19 @@ fn evict_leaders(pass: &Pass, store: &StoreView, found: &mut Findings) -> bool {
 
 fn move_replicas(pass: &Pass, store: &StoreView, found: &mut Findings) -> bool {
     for id in around(&store.replicas, pass.seed()).take(LOOKED_AT_MAX) {
-        let Some(region) = pass.view.region(id).filter(|region| region.is_free(pass.now_ms)) else { continue };
+        let Some(region) = pass.view.region(id).filter(|region| region.goal.is_none()) else { continue };
         let voters = region.voter_stores();
         let evictable = region.leader_store() == store.id && choose::next_leader(pass.view, region, store.id).is_some();
-        if evictable || !voters.contains(&store.id) || voters.len() > pass.config.replicas {
+        let held = region.held(pass.now_ms).or_else(|| {
+            // One after the other: repair goes first, then the leader.
+            let surplus = !voters.contains(&store.id) || voters.len() > pass.config.replicas;
+            surplus.then(|| format!("{id} has more peers than it shall have, which the repair scheduler takes away"))
+        });
+        if let Some(why) = held {
+            found.take(Err(why), pass.config.plans_per_round);
+            continue;
+        }
+        if evictable {
             continue;
         }
         let staying: Vec<StoreId> = voters.iter().filter(|other| **other != store.id).copied().collect();

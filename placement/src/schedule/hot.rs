@@ -116,7 +116,7 @@ fn operations(pass: &Pass) -> Result<Plan, Idle> {
             }
             let cooler: Vec<&StoreView> =
                 stores.iter().rev().filter(|to| measure.evens(ops, source, to)).copied().collect();
-            let follower = cooler.iter().find(|to| region.can_lead(view, to.id));
+            let follower = cooler.iter().find(|to| to.is_fresh() && region.can_lead(view, to.id));
             let other = || cooler.iter().find(|to| takes(pass, region, source.id, to));
             let plan = match (follower, other()) {
                 (Some(to), _) => Some(Plan::transfer(region, to.id)),

@@ -40,7 +40,34 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             Err(why) => Proposal::waits(format!("{differ}; waits: {why}")),
         };
     }
-    Proposal::nothing(format!("{differ}, but no leader that may be transferred now makes it less"))
+    match stores.iter().take(SOURCES_MAX).find_map(|source| passing(pass, source, tolerance * mean)) {
+        Some(why) => Proposal::waits(format!("{differ}; waits: {why}")),
+        None => Proposal::stays(format!(
+            "{differ}, and that stays so: no region led by {} has a replica that could lead on a store that leads clearly \
+             fewer, or it is hot and left to the hot scheduler",
+            most.id
+        )),
+    }
+}
+
+/// Why a leader that would make stores more even is not transferred now, if that passes.
+fn passing(pass: &Pass, source: &StoreView, tolerated: f64) -> Option<String> {
+    let (view, replicas) = (pass.view, pass.config.replicas);
+    let mut led = around(&source.leaders, pass.seed()).take(LOOKED_AT_MAX).filter_map(|id| view.region(id));
+    led.find_map(|region| {
+        let others = region.voter_stores().into_iter().filter(|id| *id != source.id);
+        let targets = others.filter_map(|id| view.store(id)).filter(|target| target.is_in_service());
+        let targets: Vec<&StoreView> = targets.filter(|target| is_less(source, target, tolerated)).collect();
+        let held = || region.held(pass.now_ms).or_else(|| region.ailment(view, replicas));
+        let silent = || targets.iter().find(|target| !target.is_fresh()).map(|target| choose::silent(target));
+        if targets.is_empty() { None } else { held().or_else(silent) }
+    })
+}
+
+/// Whether a transfer makes two stores more even, and they differ by more than is tolerated.
+fn is_less(source: &StoreView, target: &StoreView, tolerated: f64) -> bool {
+    let apart = source.led() - target.led();
+    apart > tolerated && apart >= 1.0 / source.weight + 1.0 / target.weight
 }
 
 /// The region whose leader goes to the store that leads least.
@@ -51,8 +78,7 @@ fn best<'a>(pass: &Pass<'a>, source: &'a StoreView, tolerated: f64) -> Option<(&
         .filter(|region| region.is_free(pass.now_ms) && region.is_calm() && !hot::is_hot(view, pass.config, region));
     let with_target = free.filter_map(|region| {
         let target = view.store(choose::next_leader(view, region, source.id)?)?;
-        let apart = source.led() - target.led();
-        (apart > tolerated && apart >= 1.0 / source.weight + 1.0 / target.weight).then_some((region, target))
+        is_less(source, target, tolerated).then_some((region, target))
     });
     with_target.min_by(|(_, a), (_, b)| a.led().total_cmp(&b.led()))
 }

@@ -159,6 +159,12 @@ impl Operator {
         {
             return Progress::Failed(format!("{store}, which was to get a replica, is down"));
         }
+        if let Step::TransferLeader { store } = step
+            && view.store(*store).is_none_or(|store| !store.is_up())
+        {
+            // Nothing is lost by giving up, and the region is free for better.
+            return Progress::Failed(format!("{store}, which was to lead, is not up"));
+        }
         let patience = if step.copies() {
             // 1 MiB per second is slow for any disk or network that serves.
             config.snapshot_ms_max + self.bytes / 1_049

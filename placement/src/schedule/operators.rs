@@ -161,17 +161,11 @@ impl Operators {
         }
     }
 
-    /// Makes a plan an operator.
+    /// Whether a plan could begin now, beside those that are under way.
     ///
     /// # Errors
     /// Why not, for operators.
-    pub fn start(
-        &mut self,
-        mut plan: Plan,
-        view: &mut View,
-        config: &Config,
-        now_ms: u64,
-    ) -> Result<OperatorId, String> {
+    pub fn may_start(&self, plan: &Plan, view: &View, config: &Config, now_ms: u64) -> Result<(), String> {
         let present = self.active.get(&plan.region).map(|present| (present.id, present.plan.priority));
         let merged_into = self.active.values().find(|other| other.plan.with == Some(plan.region));
         if let Some(other) = merged_into {
@@ -186,8 +180,29 @@ impl Operators {
             _ => (config.operators_max * 3 / 4).max(1),
         };
         if present.is_none() && self.active.len() >= allowed {
-            return Err(format!("{} operators are under way, as many as may be", self.active.len()));
+            let kept = if allowed < config.operators_max { ", of which repair keeps a part to itself" } else { "" };
+            return Err(format!(
+                "{} operators are under way, as many as may be (operators-max is {}{kept})",
+                self.active.len(),
+                config.operators_max
+            ));
         }
+        Ok(())
+    }
+
+    /// Makes a plan an operator.
+    ///
+    /// # Errors
+    /// Why not, for operators.
+    pub fn start(
+        &mut self,
+        mut plan: Plan,
+        view: &mut View,
+        config: &Config,
+        now_ms: u64,
+    ) -> Result<OperatorId, String> {
+        self.may_start(&plan, view, config, now_ms)?;
+        let present = self.active.contains_key(&plan.region);
         let region = view.region(plan.region).ok_or_else(|| format!("there is no region {}", plan.region))?;
         let peers = region.peers().len();
         // A store remembers the last peer of a region that it gave up, and takes only later ones: ids that were fetched before
@@ -209,7 +224,7 @@ impl Operators {
         let copied_to: Vec<StoreId> = plan.receivers().collect();
         let operator = Operator::new(id, plan, region, now_ms);
         let region = operator.plan.region;
-        if present.is_some() {
+        if present {
             let why = format!("{id} is more urgent and took its place");
             self.end(region, Outcome::Replaced(why), view, config, now_ms);
         }

@@ -161,15 +161,24 @@ impl Plan {
         let receiving_max = if urgent { receiving_max } else { (receiving_max - 1).max(1) };
         let sender = view.store(region.leader_store());
         if let Some(sender) = sender.filter(|sender| sender.sending >= config.snapshots_sending_max) {
-            return Err(format!("{} sends {} replicas, as many as it may", sender.id, sender.sending));
+            return Err(format!(
+                "{} sends {} replicas, as many as it may (snapshots-sending-max)",
+                sender.id, sender.sending
+            ));
         }
         for id in self.receivers() {
             let store = view.store(id).ok_or_else(|| format!("there is no store {id}"))?;
             if store.receiving >= receiving_max {
-                return Err(format!("{id} receives {} replicas, as many as it may", store.receiving));
+                return Err(format!(
+                    "{id} receives {} replicas, as many as it may (snapshots-receiving-max)",
+                    store.receiving
+                ));
             }
             if !urgent && store.paced_until_ms > now_ms {
-                return Err(format!("{id} has received as much as it may per second"));
+                let seconds = (store.paced_until_ms - now_ms).div_ceil(1_000);
+                return Err(format!(
+                    "{id} has received as much as it may (move-bytes-per-second), for {seconds} s more"
+                ));
             }
         }
         Ok(())

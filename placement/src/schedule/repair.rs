@@ -28,6 +28,12 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
     let mut found = Findings::default();
     for (_, id) in &ill {
         let Some(region) = view.region(*id) else { continue };
+        if region.goal.is_none()
+            && let Some(why) = region.held(pass.now_ms).filter(|_| !is_ready(pass, region))
+        {
+            found.take(Err(why), config.plans_per_round);
+            continue;
+        }
         let plan = plan(pass, region);
         // What is under way already and goes to the same place is let be.
         if let (Some(goal), Ok((plan, _))) = (&region.goal, &plan)
@@ -39,10 +45,15 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             break;
         }
     }
-    found.proposal("region", || idle(pass))
+    let proposal = found.proposal("region", || idle(pass));
+    match silent(pass) {
+        Some(why) if !proposal.wants() => Proposal::waits(why),
+        _ => proposal,
+    }
 }
 
-fn idle(pass: &Pass) -> String {
+/// Stores that are waited for, if any holds something.
+fn silent(pass: &Pass) -> Option<String> {
     let silent: Vec<String> = pass
         .view
         .stores()
@@ -50,14 +61,17 @@ fn idle(pass: &Pass) -> String {
         .filter(|store| !store.is_lost(pass.now_ms, pass.config.store_down_ms_max))
         .map(|store| store.id.to_string())
         .collect();
-    let under_way = pass.view.index().unwell.len();
-    if !silent.is_empty() {
-        let patience = pass.config.store_down_ms_max / 1_000;
-        return format!(
-            "{} may still come back: replicas are rebuilt after {patience} s of silence",
+    let patience = pass.config.store_down_ms_max / 1_000;
+    (!silent.is_empty()).then(|| {
+        format!(
+            "{} may still come back: replicas are rebuilt after {patience} s of silence (store-down-seconds-max)",
             silent.join(", ")
-        );
-    }
+        )
+    })
+}
+
+fn idle(pass: &Pass) -> String {
+    let under_way = pass.view.index().unwell.len();
     if under_way > 0 {
         return format!("{under_way} regions are not well, nothing can be begun for them now");
     }
@@ -79,13 +93,19 @@ fn candidates(pass: &Pass) -> BTreeSet<RegionId> {
     ids
 }
 
-/// Whether it can be repaired now at all: somebody leads it and no change is half done.
-fn is_ill(pass: &Pass, region: &RegionView) -> bool {
+/// Whether it can be repaired now at all: it does not rest, and no change is half done.
+fn is_ready(pass: &Pass, region: &RegionView) -> bool {
     let rests = region.goal.is_none() && region.rests(pass.kind.priority(), pass.now_ms);
+    !rests && !region.news.joint
+}
+
+/// Whether something is to be repaired.
+fn is_ill(pass: &Pass, region: &RegionView) -> bool {
     let lost = region.stores().any(|store| is_lost(pass, region, store));
     let learners = region.peers().iter().any(|peer| peer.learner) && region.goal.is_none();
     let wrong = region.voters().count() != pass.config.replicas || lost || learners;
-    wrong && !rests && !region.news.joint
+    // What is under way on a region that is between two sets of voters goes on.
+    wrong && (region.goal.is_none() || !region.news.joint)
 }
 
 /// Whether it may take the place of an operator that is under way: a voter is lost.

@@ -6,6 +6,8 @@
 //! the ring goes first, and followers before leaders. Hot regions are left to the hot scheduler, so that the two do not
 //! move the same region to and fro.
 
+use std::collections::BTreeMap;
+
 use braid_proto::id::{RegionId, StoreId};
 
 use super::plan::Plan;
@@ -52,10 +54,79 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             }
         }
     }
+    let waits = waits.or_else(|| passing(pass, &stores, tolerated));
     match waits {
         Some(why) => Proposal::waits(format!("{differ}; waits: {why}")),
-        None => Proposal::nothing(format!("{differ}, but no region that may move now makes it less")),
+        None => Proposal::stays(format!("{differ}, and that stays so: {}", stays(pass, full, empty))),
     }
+}
+
+/// Why a region that would make stores more even does not move now, if that passes.
+fn passing(pass: &Pass, stores: &[&StoreView], tolerated: f64) -> Option<String> {
+    for source in stores.iter().take(SOURCES_MAX) {
+        let below = stores.iter().rev().filter(|target| source.fill() - target.fill() > tolerated);
+        let below: Vec<&&StoreView> = below.take(TARGETS_MAX).collect();
+        for region in around(&source.replicas, pass.seed()).take(LOOKED_AT_MAX).filter_map(|id| pass.view.region(id)) {
+            let held = region.held(pass.now_ms).or_else(|| region.ailment(pass.view, pass.config.replicas));
+            for target in &below {
+                match (bar(pass, region, source, target), &held) {
+                    (None | Some(Bar::Silent), Some(why)) => return Some(why.clone()),
+                    (Some(Bar::Silent), None) => return Some(choose::silent(target)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Why no region of the fullest store goes to the emptiest one.
+fn stays(pass: &Pass, full: &StoreView, empty: &StoreView) -> String {
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for region in around(&full.replicas, pass.seed()).take(LOOKED_AT_MAX).filter_map(|id| pass.view.region(id)) {
+        let reason = match bar(pass, region, full, empty) {
+            Some(Bar::Held) => format!("with a replica on {} already", empty.id),
+            Some(Bar::Large) => "too large to make it less".to_owned(),
+            Some(Bar::Refused(why)) => format!("without room, as {why}"),
+            Some(Bar::Crowds) => "whose replicas labels keep apart".to_owned(),
+            Some(Bar::Silent) | None => "that is hot and left to the hot scheduler".to_owned(),
+        };
+        *reasons.entry(reason).or_default() += 1;
+    }
+    let all: usize = reasons.values().sum();
+    let reasons: Vec<String> = reasons.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    format!("of {all} regions on {} that were looked at, {}", full.id, reasons.join(", "))
+}
+
+/// Why a region does not go from one store to another, apart from what it is doing.
+enum Bar {
+    /// It has a peer there.
+    Held,
+    /// The two would be no more even afterwards.
+    Large,
+    /// The store has missed heartbeats.
+    Silent,
+    /// The store does not take it.
+    Refused(String),
+    /// Its replicas would be closer together.
+    Crowds,
+}
+
+fn bar(pass: &Pass, region: &RegionView, source: &StoreView, target: &StoreView) -> Option<Bar> {
+    let bytes = region.weight_bytes() as f64;
+    if source.fill() - target.fill() < bytes / source.weight + bytes / target.weight {
+        return Some(Bar::Large);
+    }
+    if region.news.region.peer_on(target.id).is_some() {
+        return Some(Bar::Held);
+    }
+    if crowds(pass, region, source.id, target.id) {
+        return Some(Bar::Crowds);
+    }
+    if !target.is_fresh() {
+        return Some(Bar::Silent);
+    }
+    choose::accepts(target, region.news.bytes, pass.config).err().map(Bar::Refused)
 }
 
 /// How far apart two stores are, in words.
@@ -87,14 +158,7 @@ fn movable<'a>(pass: &Pass<'a>, source: &'a StoreView) -> impl Iterator<Item = &
 }
 
 fn best<'a>(pass: &Pass, regions: &[&'a RegionView], source: &StoreView, target: &StoreView) -> Option<&'a RegionView> {
-    let fits = |region: &&&RegionView| {
-        let bytes = region.weight_bytes() as f64;
-        let evens = source.fill() - target.fill() >= bytes / source.weight + bytes / target.weight;
-        evens
-            && region.news.region.peer_on(target.id).is_none()
-            && choose::accepts(target, region.news.bytes, pass.config).is_ok()
-            && !crowds(pass, region, source.id, target.id)
-    };
+    let fits = |region: &&&RegionView| bar(pass, region, source, target).is_none();
     let liking = |region: &&&RegionView| {
         let rank = |store| pass.view.preference().rank(region.id(), store) as i64;
         let follower = region.leader_store() != source.id;

@@ -10,13 +10,22 @@ use braid_proto::id::{RegionId, StoreId};
 use super::Config;
 use super::plan::Plan;
 use super::scheduler::{Findings, Pass, Proposal};
-use super::view::{Goal, View};
+use super::view::{Goal, RegionView, View};
 
-/// Wishes for these regions, instead of those that they had. Returns how many regions are to move.
+/// What a wish came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scattered {
+    /// Regions that are to move.
+    pub moving: usize,
+    /// What happens to them and to the others, for people.
+    pub said: String,
+}
+
+/// Wishes for these regions, instead of those that they had.
 ///
 /// # Errors
 /// Why they cannot be scattered.
-pub fn wish(view: &mut View, config: &Config, regions: &[RegionId]) -> Result<usize, String> {
+pub fn wish(view: &mut View, config: &Config, regions: &[RegionId]) -> Result<Scattered, String> {
     let stores: Vec<(StoreId, f64)> = view.in_service().map(|store| (store.id, store.weight)).collect();
     if stores.len() < config.replicas {
         return Err(format!("{} stores are in service, {} replicas need as many", stores.len(), config.replicas));
@@ -47,10 +56,52 @@ pub fn wish(view: &mut View, config: &Config, regions: &[RegionId]) -> Result<us
         *leaders.entry(leader).or_default() += 1;
         wishes.push((*id, Goal { stores: chosen, leader: Some(leader) }));
     }
-    let before = view.wishes.len();
+    let wished: Vec<RegionId> = wishes.iter().map(|(id, _)| *id).collect();
     view.wishes.extend(wishes);
     tidy(view);
-    Ok(view.wishes.len().saturating_sub(before))
+    let moving: Vec<RegionId> = wished.iter().filter(|id| view.wishes.contains_key(*id)).copied().collect();
+    let said = told(view, config, &wished, &moving);
+    Ok(Scattered { moving: moving.len(), said })
+}
+
+/// What happens to regions that are to be scattered.
+fn told(view: &View, config: &Config, wished: &[RegionId], moving: &[RegionId]) -> String {
+    let stores = view.in_service().count();
+    let wish = |id: &RegionId| view.wishes.get(id).zip(view.region(*id));
+    let gains =
+        |(goal, region): &(&Goal, &RegionView)| goal.stores.iter().any(|store| !region.voter_stores().contains(store));
+    let replicas = moving.iter().filter_map(wish).filter(gains).count();
+    let mut said = match (wished, moving) {
+        ([], _) => return "there is no region in this range".to_owned(),
+        ([one], []) => format!("{} stays where it is, {}", one, placed(view, *one)),
+        (all, []) => {
+            format!("all {} regions stay where they are: they are spread as scattering would spread them", all.len())
+        }
+        (all, _) => format!(
+            "of {} regions {} get replicas on other stores, {} only another leader, {} stay where they are",
+            all.len(),
+            replicas,
+            moving.len() - replicas,
+            all.len() - moving.len()
+        ),
+    };
+    if stores == config.replicas {
+        said += &format!(
+            "; {stores} stores are in service for {} replicas, so that only leaders can move",
+            config.replicas
+        );
+    }
+    said
+}
+
+/// Where a region is, and why that is as good a place as any.
+fn placed(view: &View, id: RegionId) -> String {
+    let Some(region) = view.region(id) else { return "as nobody has reported it".to_owned() };
+    let stores = super::step::listed(&region.voter_stores());
+    format!(
+        "on {stores}, led by {}: one region alone is spread by its replicas, and no other stores keep them further apart",
+        region.leader_store()
+    )
 }
 
 /// Forgets wishes that have come true or cannot any more.
@@ -67,14 +118,18 @@ pub fn tidy(view: &mut View) {
 pub(super) fn propose(pass: &Pass) -> Proposal {
     let mut found = Findings::default();
     for (id, goal) in &pass.view.wishes {
-        let region = pass.view.region(*id).filter(|region| region.is_free(pass.now_ms) && region.is_calm());
-        let Some(plan) = region.and_then(|region| Plan::towards(region, &goal.stores, goal.leader)) else { continue };
+        let Some(region) = pass.view.region(*id).filter(|region| region.goal.is_none()) else { continue };
+        if let Some(why) = region.held(pass.now_ms).or_else(|| region.ailment(pass.view, region.voters().count())) {
+            found.take(Err(why), pass.config.plans_per_round);
+            continue;
+        }
+        let Some(plan) = Plan::towards(region, &goal.stores, goal.leader) else { continue };
         if found.take(pass.ready(plan, "an operator wants it scattered".to_owned()), pass.config.plans_per_round) {
             break;
         }
     }
     found.proposal("region", || match pass.view.wishes.len() {
         0 => "nobody wants regions scattered".to_owned(),
-        left => format!("{left} regions are still to be scattered when they are well and free"),
+        left => format!("{left} regions are still to be scattered, and operators are under way on them"),
     })
 }

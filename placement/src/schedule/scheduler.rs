@@ -103,6 +103,8 @@ pub struct Proposal {
     pub plans: Vec<Plan>,
     /// Something should be done that cannot be begun now.
     pub waits: bool,
+    /// Something is not as it should be, and nothing can be done about it as things are.
+    pub stays: bool,
     /// What it does, or why it does nothing, for operators.
     pub said: String,
 }
@@ -110,12 +112,17 @@ pub struct Proposal {
 impl Proposal {
     /// Nothing, for a reason.
     pub fn nothing(why: impl Into<String>) -> Self {
-        Self { plans: Vec::new(), waits: false, said: why.into() }
+        Self { plans: Vec::new(), waits: false, stays: false, said: why.into() }
     }
 
     /// Nothing, although there is something to be done.
     pub fn waits(why: impl Into<String>) -> Self {
-        Self { plans: Vec::new(), waits: true, said: why.into() }
+        Self { waits: true, ..Self::nothing(why) }
+    }
+
+    /// Nothing, although not everything is as it should be: nothing that could be begun would help.
+    pub fn stays(why: impl Into<String>) -> Self {
+        Self { stays: true, ..Self::nothing(why) }
     }
 
     /// Whether there is anything to be done.
@@ -125,7 +132,7 @@ impl Proposal {
 
     /// One plan; it speaks for itself.
     pub fn one(plan: Plan) -> Self {
-        Self { said: format!("{}: {}", plan.region, plan.why), waits: false, plans: vec![plan] }
+        Self { said: format!("{}: {}", plan.region, plan.why), waits: false, stays: false, plans: vec![plan] }
     }
 }
 
@@ -183,6 +190,6 @@ impl Findings {
             (None, Some(why)) => format!("{} {what}s wait, the first one: {why}", self.waiting),
             (None, None) => idle(),
         };
-        Proposal { plans: self.plans, waits, said }
+        Proposal { plans: self.plans, waits, stays: false, said }
     }
 }

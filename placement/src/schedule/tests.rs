@@ -2,6 +2,7 @@
 
 mod flat;
 mod growth;
+mod idle;
 mod load;
 mod repair;
 mod rest;

@@ -170,6 +170,13 @@ impl View {
         }
     }
 
+    /// For how long a store has not been heard.
+    pub fn set_silence(&mut self, id: StoreId, silent_ms: u64) {
+        if let Some(store) = self.stores.get_mut(&id) {
+            store.silent_ms = silent_ms;
+        }
+    }
+
     /// Begins or ends the emptying of a store.
     pub fn set_draining(&mut self, id: StoreId, draining: bool, now_ms: u64) {
         let Some(store) = self.stores.get_mut(&id) else { return };

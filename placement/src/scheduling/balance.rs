@@ -1,49 +1,80 @@
 //! How far the cluster is from balance: what is under way, what schedulers would begin, and why they do not.
 
+use std::collections::BTreeSet;
+
 use braid_proto::pb::BalanceResponse;
 
-use super::Scheduling;
+use super::{Scheduling, words};
 use crate::schedule::choose::mean;
-use crate::schedule::{Kind, StoreView};
+use crate::schedule::{Kind, Operator, StoreView};
+
+/// Operators under way that are waited for by name; the others are counted.
+const NAMED_MAX: usize = 5;
 
 /// What is still to be done. `defaults_paused` names the schedulers that a cluster begins without: nobody waits for them.
 pub fn balance(scheduling: &Scheduling, defaults_paused: &[String]) -> BalanceResponse {
     let (driver, now_ms) = (scheduling.driver(), scheduling.now_ms());
     let (view, config, operators) = (driver.view(), driver.config(), driver.operators());
-    let mut waits_for: Vec<String> = scheduling.ready().err().into_iter().collect();
-    let mut wanted = false;
+    let (mut waits_for, mut stays) = (Vec::from_iter(scheduling.ready().err()), Vec::new());
+    let (mut wanted, mut fixed) = (false, BTreeSet::new());
     for kind in Kind::ALL {
         let proposal = driver.propose(kind, now_ms);
+        if proposal.stays {
+            fixed.insert(kind);
+            stays.push(format!("{kind}: {}", proposal.said));
+        }
         if !proposal.wants() {
             continue;
         }
-        match driver.is_paused(kind) {
-            true if defaults_paused.iter().any(|name| name == kind.name()) => continue,
-            true => waits_for.push(format!("{kind} is paused: {}", proposal.said)),
-            false if proposal.waits => waits_for.push(format!("{kind}: {}", proposal.said)),
-            false => {}
+        if driver.is_paused(kind) {
+            let paused = format!("{}: {}", words::paused(kind, defaults_paused), proposal.said);
+            if words::begins_paused(kind, defaults_paused) {
+                stays.push(paused);
+                continue;
+            }
+            waits_for.push(paused);
+        } else if proposal.plans.is_empty() {
+            waits_for.push(format!("{kind}: {}", proposal.said));
+        } else if let Some(why) = driver.refuses(&proposal.plans, now_ms) {
+            waits_for.push(format!("{kind}: {}, waits: {why}", proposal.said));
         }
         wanted = true;
     }
+    waits_for.extend(under_way(scheduling));
     let draining = view.stores().filter(|store| store.draining.is_some() && !store.replicas.is_empty()).count();
     let replicas_to_repair = replicas_to_repair(scheduling, now_ms);
-    let under_way = operators.active().len();
-    let (bytes_to_move, leaders_to_move) = (
-        beyond(scheduling, |store| store.planned.bytes, config.balance_tolerance),
-        beyond(scheduling, |store| store.planned.leaders, config.leader_tolerance),
-    );
+    let count = operators.active().len();
+    let beyond = |kind, of: fn(&StoreView) -> u64, tolerance| match fixed.contains(&kind) {
+        true => 0,
+        false => beyond(scheduling, of, tolerance),
+    };
+    let bytes_to_move = beyond(Kind::Replicas, |store| store.planned.bytes, config.balance_tolerance);
+    let leaders_to_move = beyond(Kind::Leaders, |store| store.planned.leaders, config.leader_tolerance);
     let rests = !wanted && draining == 0 && view.wishes.is_empty() && replicas_to_repair == 0;
     BalanceResponse {
         header: None,
-        balanced: scheduling.ready().is_ok() && under_way == 0 && rests,
+        balanced: scheduling.ready().is_ok() && count == 0 && rests,
         bytes_to_move,
         leaders_to_move: leaders_to_move as u32,
         replicas_to_repair: replicas_to_repair as u32,
-        operators: under_way as u32,
+        operators: count as u32,
         operators_done: operators.tally().done(),
         bytes_moved: operators.tally().copied_bytes,
         waits_for,
+        stays,
     }
+}
+
+/// The operators under way, those that take longest first.
+fn under_way(scheduling: &Scheduling) -> Vec<String> {
+    let mut active: Vec<&Operator> = scheduling.driver().operators().active().collect();
+    active.sort_by_key(|operator| (operator.started_ms, operator.id));
+    let named = active.iter().take(NAMED_MAX).map(|operator| words::line(operator, scheduling.now_ms()));
+    let mut lines: Vec<String> = named.collect();
+    if let Some(more) = active.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        lines.push(format!("{more} more operators, which `braid admin operator list` shows"));
+    }
+    lines
 }
 
 /// What stores have more than the mean, if they differ by more than is tolerated; half of that on either side is left.

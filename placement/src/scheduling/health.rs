@@ -6,7 +6,7 @@ use std::time::Instant;
 use braid_proto::id::{RegionId, StoreId, Term};
 use braid_proto::pb::HealthFinding;
 
-use super::words::{drain_waits, listed};
+use super::words::{begins_paused, drain_waits, listed};
 use crate::founding;
 use crate::leader::{Memory, Shared};
 use crate::schedule::{Kind, RegionView, StoreState, View};
@@ -189,7 +189,7 @@ fn stores(memory: &Memory, name: &impl Fn(StoreId) -> String, found: &mut Findin
 
 fn schedulers(shared: &Shared, memory: &Memory, name: &impl Fn(StoreId) -> String, found: &mut Findings) {
     let driver = memory.scheduling.driver();
-    let expected = |kind: Kind| shared.setup.paused.iter().any(|name| name == kind.name());
+    let expected = |kind: Kind| begins_paused(kind, &shared.setup.paused);
     let paused: Vec<&str> =
         Kind::ALL.into_iter().filter(|kind| driver.is_paused(*kind) && !expected(*kind)).map(Kind::name).collect();
     if !paused.is_empty() {

@@ -24,6 +24,35 @@ pub fn running(operator: &Operator, now_ms: u64) -> OperatorState {
     }
 }
 
+/// An operator that is under way, in a line: how old it is, at which step and since when, and what it says.
+pub fn line(operator: &Operator, now_ms: u64) -> String {
+    let seconds = |since_ms: u64| now_ms.saturating_sub(since_ms) / 1_000;
+    let (steps, at) = (&operator.plan.steps, operator.at);
+    let step = steps.get(at).map_or_else(|| "ends".to_owned(), ToString::to_string);
+    let said = if operator.said.is_empty() { String::new() } else { format!(" ({})", operator.said) };
+    format!(
+        "{} on {} by {}, under way for {} s, is at step {} of {} for {} s: {step}{said}",
+        operator.id,
+        operator.plan.region,
+        operator.plan.by,
+        seconds(operator.started_ms),
+        steps.len().min(at + 1),
+        steps.len(),
+        seconds(operator.step_since_ms)
+    )
+}
+
+/// Whether a new cluster begins without a scheduler.
+pub fn begins_paused(kind: Kind, defaults_paused: &[String]) -> bool {
+    defaults_paused.iter().any(|name| name == kind.name())
+}
+
+/// That a scheduler is paused, and how it is resumed.
+pub fn paused(kind: Kind, defaults_paused: &[String]) -> String {
+    let default = if begins_paused(kind, defaults_paused) { ", as in every new cluster" } else { "" };
+    format!("{kind} is paused{default}; `braid admin scheduler resume {kind}` lets it go on")
+}
+
 /// An operator that has ended.
 pub fn ended(ended: &Ended) -> OperatorState {
     OperatorState {

@@ -115,7 +115,7 @@ impl Admin for AdminService {
     async fn scatter(&self, request: Request<ScatterRequest>) -> Result<Response<ScatterResponse>, Status> {
         answer!(self, ScatterResponse, |shared, term, answer| {
             match regions::scatter(shared, term, &request.into_inner()) {
-                Ok(regions) => answer.regions = regions as u32,
+                Ok(scattered) => (answer.regions, answer.said) = (scattered.moving as u32, scattered.said),
                 Err(failed) => answer.failed = failed,
             }
         })

@@ -158,6 +158,7 @@ impl PlacementService {
             memory.take_report(report);
         }
         answer.gone = memory.gone(beat.lonely);
+        answer.gone.extend(memory.removed.tell(id, Instant::now()));
         drop(guard);
         self.shared.work.notify_one();
         if let Some(stats) = beat.stats {

@@ -35,8 +35,10 @@ pub struct Balance {
     /// Since placement's leader leads.
     operators_done: u64,
     bytes_moved: u64,
-    /// Why nothing moves although something should.
+    /// What the rest waits for, operators under way too.
     waits_for: Vec<String>,
+    /// What is not as it should be and cannot be helped now.
+    stays: Vec<String>,
 }
 
 impl From<BalanceResponse> for Balance {
@@ -50,6 +52,7 @@ impl From<BalanceResponse> for Balance {
             operators_done: answer.operators_done,
             bytes_moved: answer.bytes_moved,
             waits_for: answer.waits_for,
+            stays: answer.stays,
         }
     }
 }
@@ -144,10 +147,10 @@ impl Balance {
     }
 
     fn line(&self) -> String {
-        let waits = if self.operators == 0 && !self.waits_for.is_empty() {
-            format!("; waits: {}", self.waits_for.join("; "))
-        } else {
-            String::new()
+        let waits = match &self.waits_for[..] {
+            [] => String::new(),
+            all if self.operators == 0 => format!("; waits: {}", all.join("; ")),
+            [first, ..] => format!("; waits: {first}"),
         };
         format!("{}{waits}", self.to_do())
     }
@@ -192,6 +195,9 @@ impl Answer for Balance {
         let done = count(self.operators_done, "operator");
         sheet.say("done so far", format_args!("{done}, {} moved", size(self.bytes_moved)));
         sheet.say_lines("waits for", self.waits_for.iter().cloned(), "nothing");
+        if !self.stays.is_empty() {
+            sheet.say_lines("stays so", self.stays.iter().cloned(), "nothing");
+        }
         sheet.to_string()
     }
 }
@@ -256,6 +262,15 @@ mod tests {
         let moving = to_go(0, 2, 1).verdict().unwrap_err().to_string();
         assert!(moving.contains("2 leaders to move") && moving.contains("braid admin why"), "{moving}");
         assert!(waits.text().ends_with("waits for    a\n             b\n"), "{}", waits.text());
+        let stays = Balance { balanced: true, stays: vec!["labels: s4 has no space".to_owned()], ..Balance::default() };
+        assert!(stays.verdict().is_ok());
+        assert!(
+            stays.text().ends_with("waits for    nothing\nstays so     labels: s4 has no space\n"),
+            "{}",
+            stays.text()
+        );
+        let begun = Balance { waits_for: vec!["o7 on r5".to_owned(), "o8 on r6".to_owned()], ..to_go(0, 0, 2) };
+        assert!(begun.line().ends_with("2 operators under way, 0 done; waits: o7 on r5"), "{}", begun.line());
         let json = serde_json::to_value(&waits).unwrap();
         assert_eq!((json["bytes_to_move"].as_u64(), json["waits_for"][1].as_str()), (Some(1536), Some("b")));
     }

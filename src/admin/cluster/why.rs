@@ -1,7 +1,7 @@
 //! `braid admin why`: why nothing is moving.
 
 use anyhow::Result;
-use braid_proto::pb::{BalanceRequest, StoreListRequest};
+use braid_proto::pb::{BalanceRequest, BalanceResponse, StoreListRequest};
 use serde::Serialize;
 
 use crate::admin::answer::Answer;
@@ -16,8 +16,10 @@ use crate::admin::table::{Table, count};
 pub struct Why {
     /// Nothing is under way, and nothing is wanted.
     balanced: bool,
-    /// Why nothing moves although something should.
+    /// What the rest waits for, operators under way too.
     waits_for: Vec<String>,
+    /// What is not as it should be and cannot be helped now.
+    stays: Vec<String>,
     drains: Vec<Drain>,
     #[serde(flatten)]
     schedulers: SchedulerList,
@@ -40,7 +42,8 @@ pub async fn run(connection: &mut Connection) -> Result<Why> {
     let drains = stores.filter_map(|store| Some(Drain { store: store.id, drain: store.drain? })).collect();
     let (schedulers, _) = scheduler::shown(connection).await?;
     let operators = list::run(connection, false, None).await?;
-    Ok(Why { balanced: balance.balanced, waits_for: balance.waits_for, drains, schedulers, operators })
+    let BalanceResponse { balanced, waits_for, stays, .. } = balance;
+    Ok(Why { balanced, waits_for, stays, drains, schedulers, operators })
 }
 
 impl Answer for Why {
@@ -56,6 +59,9 @@ impl Answer for Why {
             },
         );
         table.say_lines("waits for", self.waits_for.iter().cloned(), "nothing");
+        if !self.stays.is_empty() {
+            table.say_lines("stays so", self.stays.iter().cloned(), "nothing");
+        }
         for Drain { store, drain } in &self.drains {
             table.say(&format!("drain of s{store}"), drain.shown());
         }

@@ -56,6 +56,15 @@ fn what_is_set_outlives_a_leader_and_every_command_answers() {
     cluster.process(&leader).restart().expect("it starts again");
     assert_eq!(scheduled_regions(&cluster, 3), ids);
 
+    // A paused one says how it is resumed, and what it would do.
+    let said = scheduler(&cluster, "balance-leaders")["said"].as_str().unwrap().to_owned();
+    assert!(said.contains("braid admin scheduler resume balance-leaders"), "{said}");
+    let said = scheduler(&cluster, "merge")["said"].as_str().unwrap().to_owned();
+    assert!(
+        said.starts_with("merge is paused, as in every new cluster; `braid admin scheduler resume merge`"),
+        "{said}"
+    );
+
     // Back again.
     let resumed = cluster.admin(&["scheduler", "resume", "all"]);
     assert!(resumed["schedulers"].as_array().unwrap().iter().all(|scheduler| scheduler["paused"] == false));
@@ -167,6 +176,8 @@ fn regions_change(cluster: &Cluster) {
     for which in [&["--all"][..], &["--start", "a", "--end", "z"], &[&left.to_string()]] {
         let scattered = cluster.admin(&[&["region", "scatter"], which].concat());
         assert!(scattered["regions"].is_u64(), "{which:?}: {scattered}");
+        let said = scattered["said"].as_str().unwrap();
+        assert!(said.contains("3 stores are in service for 3 replicas, so that only leaders can move"), "{said}");
     }
     cluster.admin(&["scheduler", "resume", "all"]);
     let balanced = cluster.admin_output(&["rebalance", "--timeout", "60"]);

@@ -1,5 +1,9 @@
 //! The end of stores: removed by an administrator, or replaced by one of the same name with an empty folder.
 
+use braid_proto::id::StoreId;
+use braid_proto::pb::MovePeer;
+use braid_proto::pb::region_plan_request::Plan as Wanted;
+
 use super::scheduling::{World, paused};
 use super::*;
 
@@ -94,5 +98,26 @@ async fn a_store_that_lost_its_folder_takes_the_place_of_its_old_self_but_not_of
     let rebuilt = async |world: &World| (world.group.stores.held(old) == 0).then_some(());
     world.until("its replicas are elsewhere", rebuilt).await;
     assert!(world.group.stores.all_have(3));
+    world.group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_told_of_a_removed_peer_it_never_asked_about() {
+    let mut world = World::start(1, 4, paused).await;
+    world.until_ready().await;
+    let region = world.group.stores.regions()[3].clone();
+    let to = *world.ids.iter().find(|id| region.peer_on(StoreId(**id)).is_none()).expect("a store without it");
+    let peer = region.peers[1];
+    let move_peer = MovePeer { region_id: region.id, from_store: peer.store_id, to_store: to };
+    let operator = world.plan(Wanted::MovePeer(move_peer)).await.expect("begun");
+    assert_eq!(world.until_ended(operator.id).await.state, "done");
+    let told = async || {
+        let answer = world.group.beat(world.group.stores.full_beat(peer.store_id)).await;
+        answer.gone.first().copied()
+    };
+    let gone = eventually("the store is told", told).await;
+    assert_eq!((gone.region_id, gone.peer_id), (region.id, peer.id));
+    let now = world.group.stores.regions()[3].region_epoch();
+    assert_eq!(gone.epoch.unwrap_or_default().conf_ver + 1, now.conf_ver, "what has applied more has seen its removal");
     world.group.stop_all().await;
 }

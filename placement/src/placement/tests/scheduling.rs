@@ -492,3 +492,83 @@ async fn wrong_orders_are_refused_with_what_would_do() {
     assert!(wrong.contains("is not possible"), "{wrong}");
     world.group.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nothing_can_move_is_named_and_not_waited_for() {
+    let mut world = World::start(1, 3, lively).await;
+    world.until_balanced().await;
+    let heavy = world.ids[0];
+    assert_eq!(world.set_store(StoreSetRequest { store_id: heavy, weight: Some(2.0), ..Default::default() }).await, "");
+    // Leaders follow the weight; replicas cannot, as each of three stores holds one of each region.
+    let led = async |world: &World| (world.store(heavy).await.leaders >= 5).then_some(());
+    world.until("the heavy store leads more", led).await;
+    let balance = world.until_balanced().await;
+    assert_eq!((balance.bytes_to_move, &balance.waits_for[..]), (0, &[][..]), "{balance:?}");
+    let named = balance.stays.iter().any(|line| {
+        line.starts_with("balance-replicas: ") && line.contains(&format!("12 with a replica on s{heavy} already"))
+    });
+    assert!(named, "{balance:?}");
+    world.group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_under_way_and_paused_schedulers_are_what_is_waited_for() {
+    let mut world = World::start(1, 4, lively).await;
+    world.until_balanced().await;
+    assert_eq!(world.schedule(&["all"], &[], &[]).await, "");
+    let list = world.schedulers().await.schedulers;
+    let said = |name: &str| list.iter().find(|one| one.name == name).expect("listed").said.clone();
+    assert!(
+        said("merge").starts_with("merge is paused, as in every new cluster; `braid admin scheduler resume merge`"),
+        "{}",
+        said("merge")
+    );
+    assert!(
+        said("repair").starts_with("repair is paused; `braid admin scheduler resume repair`"),
+        "{}",
+        said("repair")
+    );
+
+    // Its leader does not answer, so that it stands at its first step.
+    let region = world.group.stores.regions()[0].clone();
+    let to = *world.ids.iter().find(|id| region.peer_on(StoreId(**id)).is_none()).expect("a store without it");
+    let leader = world.group.stores.leader_of(region.region_id());
+    let from = region.peers.iter().find(|peer| peer.store_id != leader).expect("a follower").store_id;
+    world.group.stores.take_down(leader);
+    let wanted = Wanted::MovePeer(MovePeer { region_id: region.id, from_store: from, to_store: to });
+    let operator = world.plan(wanted).await.expect("begun");
+    let balance = world.balance().await;
+    let line = format!("o{} on r{} by admin, under way for ", operator.id, region.id);
+    let named = balance.waits_for.iter().find(|why| why.starts_with(&line)).expect("it is waited for");
+    assert!(named.contains(" s, is at step 1 of 3 for ") && named.contains(": add learner "), "{named}");
+    world.group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scattering_one_region_says_why_nothing_is_to_be_moved() {
+    let mut world = World::start(1, 3, paused).await;
+    world.until_ready().await;
+    let region = world.group.stores.regions()[2].clone();
+    let request = ScatterRequest { region_ids: vec![region.id], ..Default::default() };
+    let answer = world.admin().await.scatter(Request::new(request)).await.expect("answered").into_inner();
+    assert_eq!((answer.failed.as_str(), answer.regions), ("", 0));
+    assert!(answer.said.starts_with(&format!("r{} stays where it is, on s", region.id)), "{}", answer.said);
+    world.group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_has_just_died_is_given_nothing_though_it_counts_as_up() {
+    let mut world = World::start(1, 4, paused).await;
+    world.until_ready().await;
+    let region = world.group.stores.regions()[0].clone();
+    let dead = *world.ids.iter().find(|id| region.peer_on(StoreId(**id)).is_none()).expect("a store without it");
+    world.group.stores.take_down(dead);
+    tokio::time::sleep(Duration::from_millis(2_700)).await;
+    world.beat_all().await;
+    assert_eq!(world.store(dead).await.state, "up");
+    let wanted =
+        Wanted::MovePeer(MovePeer { region_id: region.id, from_store: region.peers[1].store_id, to_store: dead });
+    let refused = world.plan(wanted).await.expect_err("refused");
+    assert!(refused.starts_with(&format!("s{dead} has not been heard for 2 s")), "{refused}");
+    world.group.stop_all().await;
+}

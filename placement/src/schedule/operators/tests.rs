@@ -58,12 +58,21 @@ fn schedule_limits_copies_to_and_from_a_store_and_keeps_one_place_for_repair() {
         operators.start(plan, &mut view, &config, 0)
     };
     start(1, 4, Priority::Balance).unwrap();
-    assert_eq!(start(2, 4, Priority::Balance).unwrap_err(), "s4 receives 1 replicas, as many as it may");
+    assert_eq!(
+        start(2, 4, Priority::Balance).unwrap_err(),
+        "s4 receives 1 replicas, as many as it may (snapshots-receiving-max)"
+    );
     start(2, 4, Priority::Repair).unwrap();
-    assert_eq!(start(3, 4, Priority::Repair).unwrap_err(), "s4 receives 2 replicas, as many as it may");
+    assert_eq!(
+        start(3, 4, Priority::Repair).unwrap_err(),
+        "s4 receives 2 replicas, as many as it may (snapshots-receiving-max)"
+    );
     start(3, 5, Priority::Balance).unwrap();
     start(4, 6, Priority::Balance).unwrap();
-    assert_eq!(start(5, 5, Priority::Repair).unwrap_err(), "s1 sends 4 replicas, as many as it may");
+    assert_eq!(
+        start(5, 5, Priority::Repair).unwrap_err(),
+        "s1 sends 4 replicas, as many as it may (snapshots-sending-max)"
+    );
 }
 
 #[test]
@@ -75,7 +84,7 @@ fn schedule_paces_the_bytes_that_a_store_receives() {
     operators.start(plan, &mut view, &config, 0).unwrap();
     let plan = moving(&view, 2, 4, Priority::Balance);
     let refused = operators.start(plan.clone(), &mut view, &config, 1_900).unwrap_err();
-    assert_eq!(refused, "s4 has received as much as it may per second");
+    assert_eq!(refused, "s4 has received as much as it may (move-bytes-per-second), for 1 s more");
     operators.start(plan, &mut view, &config, 2_000).unwrap();
 }
 

@@ -108,7 +108,7 @@ fn schedule_scatters_the_regions_that_an_operator_names() {
     // Even in all, so that only the wish moves something: the named ones lie on three stores.
     [Kind::Replicas, Kind::Leaders].into_iter().for_each(|kind| sim.driver.pause(kind));
     let named: Vec<RegionId> = (1..=24).map(RegionId).collect();
-    let moves = sim.driver.scatter(&named).unwrap();
+    let moves = sim.driver.scatter(&named).unwrap().moving;
     assert!(moves >= 16, "{moves} regions are to move");
     sim.run_to_rest(500);
     assert_eq!(sim.said(Kind::Scatter), "nobody wants regions scattered");

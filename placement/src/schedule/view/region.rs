@@ -148,6 +148,43 @@ impl RegionView {
         self.goal.is_none() && now_ms >= self.rest_until_ms && self.news.leader.is_valid() && !self.news.joint
     }
 
+    /// Why an operator that is not urgent may not be begun on it now; `None`: it may, see [`RegionView::is_free`].
+    pub fn held(&self, now_ms: u64) -> Option<String> {
+        let id = self.id();
+        if self.goal.is_some() {
+            return Some(format!("an operator is under way on {id}"));
+        }
+        if now_ms < self.rest_until_ms {
+            let (seconds, failures) = ((self.rest_until_ms - now_ms).div_ceil(1_000), self.failures);
+            return Some(format!(
+                "{id} rests for {seconds} s, because {failures} operators on it have failed: `braid admin operator list \
+                 --ended` says how"
+            ));
+        }
+        if !self.news.leader.is_valid() {
+            return Some(format!("no leader of {id} is known"));
+        }
+        self.news.joint.then(|| format!("the voters of {id} are being changed"))
+    }
+
+    /// What has to be repaired before it may be moved for mere balance; `None`: nothing.
+    pub fn ailment(&self, view: &View, replicas: usize) -> Option<String> {
+        let (id, voters) = (self.id(), self.voters().count());
+        let ill = self.peers().iter().find(|peer| !self.is_well(view, peer)).map(|peer| {
+            let (what, store) = (if peer.learner { "learner" } else { "replica" }, StoreId(peer.store_id));
+            let how = match self.news.catching_up.contains(&PeerId(peer.id)) {
+                true => "has not caught up",
+                false => "does not answer",
+            };
+            format!("the {what} of {id} on {store} {how}")
+        });
+        ill.or_else(|| {
+            let learner = self.peers().iter().find(|peer| peer.learner)?;
+            Some(format!("{id} has a learner left over on {}", StoreId(learner.store_id)))
+        })
+        .or_else(|| (voters != replicas).then(|| format!("{id} has {voters} of {replicas} replicas")))
+    }
+
     /// Where it counts in planned sums, and who leads there.
     pub(super) fn planned(&self) -> (Vec<StoreId>, StoreId) {
         match &self.goal {

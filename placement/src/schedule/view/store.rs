@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use braid_proto::id::{RegionId, StoreId};
 
+/// Silence after which a store is not chosen for anything new: two heartbeats, and half a one for delays.
+const FRESH_MS: u64 = 2_500;
+
 /// Whether a store is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StoreState {
@@ -67,6 +70,8 @@ pub struct StoreView {
     pub available_bytes: u64,
     /// Whether it is there.
     pub state: StoreState,
+    /// For how long nothing has been heard of it.
+    pub silent_ms: u64,
     /// Set while it is to be emptied.
     pub draining: Option<Drain>,
     /// Regions with a peer here.
@@ -97,6 +102,7 @@ impl StoreView {
             used_bytes: 0,
             available_bytes: 0,
             state: StoreState::Up,
+            silent_ms: 0,
             draining: None,
             replicas: BTreeSet::new(),
             leaders: BTreeSet::new(),
@@ -122,6 +128,12 @@ impl StoreView {
     /// Whether it may be given leaders and replicas, apart from limits and space.
     pub fn is_in_service(&self) -> bool {
         self.is_up() && self.draining.is_none()
+    }
+
+    /// Whether its last heartbeats have come. Long before a store counts as disconnected it is not chosen for anything
+    /// new: what is begun with a store that has just died takes its whole patience to fail.
+    pub fn is_fresh(&self) -> bool {
+        self.is_up() && self.silent_ms <= FRESH_MS
     }
 
     /// Whether its replicas are to be rebuilt elsewhere.

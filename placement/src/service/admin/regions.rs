@@ -13,7 +13,7 @@ use braid_proto::pb::{
 
 use super::Failed;
 use crate::leader::{Memory, Shared};
-use crate::schedule::{By, Kind, Outcome, Plan, Priority, RegionView, SplitAt, Step};
+use crate::schedule::{By, Kind, Outcome, Plan, Priority, RegionView, Scattered, SplitAt, Step};
 use crate::scheduling::words;
 
 /// How long a split by size or load is waited for.
@@ -228,7 +228,7 @@ fn merge(memory: &Memory, id: RegionId, target: RegionId) -> Result<Plan, Failed
 }
 
 /// Wants regions scattered: those that are named, or those that share keys with a range.
-pub fn scatter(shared: &Shared, term: Term, request: &ScatterRequest) -> Result<usize, Failed> {
+pub fn scatter(shared: &Shared, term: Term, request: &ScatterRequest) -> Result<Scattered, Failed> {
     let mut memory = shared.memory(term);
     let ids: Vec<RegionId> = match request.region_ids.is_empty() {
         false => request.region_ids.iter().copied().map(RegionId).collect(),

@@ -10,7 +10,7 @@ use braid_proto::pb::{
 
 use super::{Failed, not_committed};
 use crate::leader::Shared;
-use crate::schedule::{Kind, settings};
+use crate::schedule::{Driver, Kind, settings};
 use crate::scheduling::words;
 
 /// What stands for all schedulers.
@@ -22,11 +22,17 @@ pub fn list(shared: &Shared, term: Term) -> (Vec<SchedulerState>, Vec<SettingSta
     let memory = shared.memory(term);
     let (scheduling, now_ms) = (&memory.scheduling, memory.scheduling.now_ms());
     let unready = scheduling.ready().err();
-    let schedulers = scheduling.driver().said().map(|(kind, said)| SchedulerState {
+    let driver = scheduling.driver();
+    let schedulers = driver.said().map(|(kind, said)| SchedulerState {
         name: kind.name().to_owned(),
-        paused: scheduling.driver().is_paused(kind),
+        paused: driver.is_paused(kind),
         seconds_since: if said.at_ms == 0 { 0 } else { now_ms.saturating_sub(said.at_ms) / 1_000 },
-        said: unready.clone().unwrap_or(said.text),
+        said: match (driver.is_paused(kind), &unready) {
+            (true, Some(why)) => format!("{}; {why}", words::paused(kind, &shared.setup.paused)),
+            (true, None) => would(driver, kind, &shared.setup.paused, now_ms),
+            (false, Some(why)) => why.clone(),
+            (false, None) => said.text,
+        },
         started: said.started,
     });
     let settings = settings::TABLE.iter().map(|setting| SettingState {
@@ -36,6 +42,11 @@ pub fn list(shared: &Shared, term: Term) -> (Vec<SchedulerState>, Vec<SettingSta
         default_value: setting.value(&shared.setup.defaults),
     });
     (schedulers.collect(), settings.collect())
+}
+
+/// That a scheduler is paused, and what it would do if it were not.
+fn would(driver: &Driver, kind: Kind, defaults_paused: &[String], now_ms: u64) -> String {
+    format!("{}; it would say: {}", words::paused(kind, defaults_paused), driver.propose(kind, now_ms).said)
 }
 
 /// Pauses, resumes, sets.
