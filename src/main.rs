@@ -15,6 +15,7 @@ mod key_text;
 mod late;
 mod listen;
 mod logging;
+mod memory;
 mod metrics;
 mod roles;
 mod stop;
@@ -23,6 +24,7 @@ mod stop;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    memory::keep_small();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(exit) => return exit.report(),
