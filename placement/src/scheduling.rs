@@ -372,6 +372,9 @@ impl Memory {
         self.scheduling.change(region, |news| {
             if news.region.peer(leader).is_some() {
                 news.leader = leader;
+                // Who leads has everything, whatever its predecessor said of it last.
+                news.catching_up.retain(|peer| *peer != leader);
+                news.down.retain(|peer| *peer != leader);
             }
         });
     }

@@ -139,6 +139,13 @@ fn regions_change(cluster: &Cluster) {
     let right_id = right.to_string();
     cluster.admin(&["region", "transfer-leader", "--region", &right_id, "--to-store", &other]);
 
+    wait_for("the new leader to find its followers caught up", || {
+        let region = region(cluster, right);
+        let well = |peer: &Value| peer["catching_up"] == false && peer["down"] == false;
+        let moved = region["leader_store"].as_u64().map(|store| store.to_string()).as_ref() == Some(&other);
+        (moved && region["peers"].as_array().unwrap().iter().all(well)).then_some(())
+    });
+
     // One replica less, and back again.
     let removed = cluster.admin(&[
         "region",

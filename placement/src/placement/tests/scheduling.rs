@@ -572,3 +572,27 @@ async fn a_store_that_has_just_died_is_given_nothing_though_it_counts_as_up() {
     assert!(refused.starts_with(&format!("s{dead} has not been heard for 2 s")), "{refused}");
     world.group.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_counts_as_caught_up_whatever_its_predecessor_said() {
+    let mut world = World::start(1, 3, paused).await;
+    world.until_ready().await;
+    let region = world.group.stores.regions()[2].clone();
+    let leader = world.group.stores.leader_of(region.region_id());
+    let others: Vec<&Peer> = region.peers.iter().filter(|peer| peer.store_id != leader).collect();
+    let mut beat = world.group.stores.full_beat(leader);
+    let report = beat.leaders.iter_mut().find(|report| report.region.as_ref().is_some_and(|led| led.id == region.id));
+    report.expect("it is led there").catching_up = others.iter().map(|peer| peer.id).collect();
+    world.group.beat(beat).await;
+    let transfer = AdminTransferLeaderRequest { region_id: region.id, to_store: others[0].store_id };
+    let moved =
+        world.admin().await.region_transfer_leader(Request::new(transfer)).await.expect("answered").into_inner();
+    assert_eq!(moved.failed, "");
+    let remove = Wanted::RemovePeer(RemovePeer { region_id: region.id, store_id: leader });
+    let refused = world.plan(remove).await.expect_err("one of the two that would be left has not caught up");
+    assert!(
+        refused.contains("would have 1 voters that are well of 2") && refused.contains("not caught up"),
+        "{refused}"
+    );
+    world.group.stop_all().await;
+}

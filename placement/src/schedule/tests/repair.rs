@@ -29,7 +29,10 @@ fn schedule_rebuilds_the_replicas_of_a_dead_store_and_uses_it_again() {
         sim.tick();
     }
     assert_eq!(sim.counts.copies, 0, "it may still come back");
-    assert_eq!(sim.said(Kind::Repair), "s2 may still come back: replicas are rebuilt after 30 s of silence (store-down-seconds-max)");
+    assert_eq!(
+        sim.said(Kind::Repair),
+        "s2 may still come back: replicas are rebuilt after 30 s of silence (store-down-seconds-max)"
+    );
     sim.run_to_rest(800);
     sim.check_replicas(3);
     assert!(sim.driver.view().store(StoreId(2)).unwrap().replicas.is_empty());

@@ -201,8 +201,10 @@ fn drop_peer(memory: &Memory, id: RegionId, store: StoreId) -> Result<Plan, Fail
     }
     let well = staying.iter().filter(|other| region.can_lead(driver.view(), **other)).count();
     if votes && well < staying.len() / 2 + 1 {
+        let ailment = region.ailment(driver.view(), region.voters().count()).unwrap_or_default();
         return Err(format!(
-            "{id} would have {well} voters that are well of {}, that is no quorum: bring their stores back first",
+            "{id} would have {well} voters that are well of {}, that is no quorum: bring their stores back first, or let \
+             them catch up ({ailment})",
             staying.len()
         ));
     }
