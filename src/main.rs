@@ -42,6 +42,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
     // One worker thread for each core.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
+        tokio::spawn(memory::give_back());
         match cli.command {
             Command::Version => {
                 println!("braid {}", env!("CARGO_PKG_VERSION"));
