@@ -7,7 +7,7 @@
 //! | `raft-helper-N` | makes and takes in raft snapshots                                      |
 //! | `log-gc`        | syncs RocksDB's WAL, then lets the log go; gives files back            |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -260,8 +260,9 @@ impl Host {
             }
         }
         let mut new: Vec<Region> = Vec::new();
+        let mut seen = HashSet::new();
         for region in regions {
-            if table.get(region.id).is_some() || new.iter().any(|other| other.id == region.id) {
+            if table.get(region.id).is_some() || !seen.insert(region.id) {
                 continue;
             }
             let own = region.peer_on(host).expect("checked").id;
@@ -269,12 +270,13 @@ impl Host {
                 tracing::info!(region = region.id, peer = own, "not created again: this peer was removed from it");
                 continue;
             }
-            let other = table.overlapping(&region.range(), region.id);
-            let other = other.or_else(|| new.iter().find(|n| n.range().overlaps(&region.range())).map(|n| n.id));
-            if let Some(other) = other {
+            if let Some(other) = table.overlapping(&region.range(), region.id) {
                 return Err(format!("{} would overlap r{other}", region.region_id()));
             }
             new.push(region);
+        }
+        if let Some((one, other)) = overlap(&new) {
+            return Err(format!("{one} would overlap {other}"));
         }
         if new.is_empty() {
             return Ok(());
@@ -418,6 +420,15 @@ fn check_new(region: &Region, host: StoreId) -> Result<(), String> {
         return Err(format!("{id} has no voter"));
     }
     Ok(())
+}
+
+/// Two of `regions` that share keys.
+fn overlap(regions: &[Region]) -> Option<(RegionId, RegionId)> {
+    let mut sorted: Vec<&Region> = regions.iter().collect();
+    sorted.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+    let mut neighbours = sorted.windows(2).map(|pair| (pair[0], pair[1]));
+    let found = neighbours.find(|(one, other)| one.end.is_empty() || one.end > other.start);
+    found.map(|(one, other)| (one.region_id(), other.region_id()))
 }
 
 type Boxes = Vec<Receiver<Note>>;

@@ -82,6 +82,9 @@ fn a_host_that_was_away_catches_up_by_log() {
 #[test]
 fn many_regions_live_side_by_side() {
     let cluster = Cluster::new(3);
+    let crossed = vec![region(30, "b", "d", &[1]), region(31, "m", "", &[1]), region(32, "a", "c", &[1])];
+    assert_eq!(cluster.nodes[&1].host.create_regions(crossed).unwrap_err(), "r32 would overlap r30");
+    assert!(cluster.nodes[&1].host.handles().is_empty(), "all or nothing");
     let keys = ["", "b", "d", "f", "h", "j", "l", "n", ""];
     let regions: Vec<_> = keys.windows(2).zip(1..).map(|(ends, id)| region(id, ends[0], ends[1], &[1, 2, 3])).collect();
     cluster.create(&regions);
