@@ -40,7 +40,11 @@ pub(super) fn propose(pass: &Pass) -> Proposal {
             Err(why) => Proposal::waits(format!("{differ}; waits: {why}")),
         };
     }
-    match stores.iter().take(SOURCES_MAX).find_map(|source| passing(pass, source, tolerance * mean)) {
+    let sources = || stores.iter().take(SOURCES_MAX);
+    if !sources().any(|source| stores.iter().any(|target| is_less(source, target, tolerance * mean))) {
+        return Proposal::nothing(format!("{differ}, but one leader more or less makes them no more even"));
+    }
+    match sources().find_map(|source| passing(pass, source, tolerance * mean)) {
         Some(why) => Proposal::waits(format!("{differ}; waits: {why}")),
         None => Proposal::stays(format!(
             "{differ}, and that stays so: no region led by {} has a replica that could lead on a store that leads clearly \

@@ -16,11 +16,10 @@ pub fn balance(scheduling: &Scheduling, defaults_paused: &[String]) -> BalanceRe
     let (driver, now_ms) = (scheduling.driver(), scheduling.now_ms());
     let (view, config, operators) = (driver.view(), driver.config(), driver.operators());
     let (mut waits_for, mut stays) = (Vec::from_iter(scheduling.ready().err()), Vec::new());
-    let (mut wanted, mut fixed) = (false, BTreeSet::new());
+    let mut wanted = BTreeSet::new();
     for kind in Kind::ALL {
         let proposal = driver.propose(kind, now_ms);
         if proposal.stays {
-            fixed.insert(kind);
             stays.push(format!("{kind}: {}", proposal.said));
         }
         if !proposal.wants() {
@@ -38,19 +37,20 @@ pub fn balance(scheduling: &Scheduling, defaults_paused: &[String]) -> BalanceRe
         } else if let Some(why) = driver.refuses(&proposal.plans, now_ms) {
             waits_for.push(format!("{kind}: {}, waits: {why}", proposal.said));
         }
-        wanted = true;
+        wanted.insert(kind);
     }
     waits_for.extend(under_way(scheduling));
     let draining = view.stores().filter(|store| store.draining.is_some() && !store.replicas.is_empty()).count();
     let replicas_to_repair = replicas_to_repair(scheduling, now_ms);
     let count = operators.active().len();
-    let beyond = |kind, of: fn(&StoreView) -> u64, tolerance| match fixed.contains(&kind) {
-        true => 0,
-        false => beyond(scheduling, of, tolerance),
+    // What its scheduler does not want moved, nothing moves.
+    let beyond = |kind, of: fn(&StoreView) -> u64, tolerance| match wanted.contains(&kind) {
+        true => beyond(scheduling, of, tolerance),
+        false => 0,
     };
     let bytes_to_move = beyond(Kind::Replicas, |store| store.planned.bytes, config.balance_tolerance);
     let leaders_to_move = beyond(Kind::Leaders, |store| store.planned.leaders, config.leader_tolerance);
-    let rests = !wanted && draining == 0 && view.wishes.is_empty() && replicas_to_repair == 0;
+    let rests = wanted.is_empty() && draining == 0 && view.wishes.is_empty() && replicas_to_repair == 0;
     BalanceResponse {
         header: None,
         balanced: scheduling.ready().is_ok() && count == 0 && rests,
