@@ -131,7 +131,9 @@ async fn open(id: u64, dir: &TempDir, numbers: &Arc<Counter>, registry: &LocalRe
 /// Regions with ids from `first`, each led by another store than the one before.
 fn regions(first: u64, count: u64) -> Vec<Region> {
     let key = |id: u64| user_key(format!("idle/{id:012}").as_bytes());
-    let peers = |id: u64| (0..STORES).map(move |at| (id + at) % STORES + 1).map(move |store| Peer::voter(id * 10 + store, store));
+    let peers = |id: u64| {
+        (0..STORES).map(move |at| (id + at) % STORES + 1).map(move |store| Peer::voter(id * 10 + store, store))
+    };
     let region = |id| Region {
         id,
         start: key(id),

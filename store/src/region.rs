@@ -170,7 +170,7 @@ impl RegionPeer {
         }
         Arc::new_cyclic(|me| Self {
             data,
-            pipeline: Mutex::new(Pipeline::new((*region).clone())),
+            pipeline: Mutex::new(Pipeline::new(Arc::clone(&region))),
             handle,
             shared,
             drained: Mutex::new(None),

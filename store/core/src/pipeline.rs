@@ -32,6 +32,7 @@
 //! the deadline), the leader's own lease (the shell checks it, last), retries.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use braid_proto::id::Term;
 use braid_proto::key::KeyRange;
@@ -152,7 +153,8 @@ struct Held<R> {
 
 /// The write path of one region peer. See the module's picture.
 pub struct Pipeline<R, W> {
-    region: Region,
+    /// The shell has it too.
+    region: Arc<Region>,
     leading: Option<Term>,
     leader: Option<Peer>,
     newest_term: Term,
@@ -229,9 +231,9 @@ enum Barrier {
 
 impl<R, W> Pipeline<R, W> {
     /// The pipeline of a peer that does not lead.
-    pub fn new(region: Region) -> Self {
+    pub fn new(region: impl Into<Arc<Region>>) -> Self {
         Self {
-            region,
+            region: region.into(),
             leading: None,
             leader: None,
             newest_term: Term::default(),
@@ -460,7 +462,8 @@ impl<R, W> Pipeline<R, W> {
     }
 
     /// The applied region changed. Other peers alone change nothing here: what waits goes on ([`epoch`]).
-    pub fn on_region(&mut self, region: Region, effects: &mut Vec<Effect<R, W>>) {
+    pub fn on_region(&mut self, region: impl Into<Arc<Region>>, effects: &mut Vec<Effect<R, W>>) {
+        let region = region.into();
         if region.range() == self.region.range() && epoch::serves(&region, self.region.region_epoch()) {
             self.region = region;
             return;
@@ -512,7 +515,7 @@ impl<R, W> Pipeline<R, W> {
         if let Some(refusal) = self.unserved() {
             return refusal;
         }
-        let current = vec![self.region.clone()];
+        let current = vec![(*self.region).clone()];
         Refusal { reason: Some(refusal::Reason::EpochMismatch(pb::EpochMismatch { current })) }
     }
 

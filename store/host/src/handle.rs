@@ -2,8 +2,8 @@
 //! worker that owns the peer.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use braid_proto::id::{PeerId, Term};
@@ -83,6 +83,18 @@ pub(crate) struct PeerShared {
     pub post: Post,
 }
 
+/// A list of peers to be published. Most lists name nobody, and share one.
+pub(crate) fn listed(peers: Vec<u64>) -> Arc<Vec<u64>> {
+    static NOBODY: LazyLock<Arc<Vec<u64>>> = LazyLock::new(Arc::default);
+    if peers.is_empty() { Arc::clone(&NOBODY) } else { Arc::new(peers) }
+}
+
+/// The basis of every peer that does not lead.
+pub(crate) fn no_lease() -> Arc<LeaseBasis> {
+    static NO_LEASE: LazyLock<Arc<LeaseBasis>> = LazyLock::new(Arc::default);
+    Arc::clone(&NO_LEASE)
+}
+
 impl PeerHandle {
     pub(crate) fn new(region: Region, peer: Peer, apply: Option<ApplyState>, post: Post) -> Self {
         let applied = apply.unwrap_or(ApplyState::at(0, 0));
@@ -96,9 +108,9 @@ impl PeerHandle {
             replacements: AtomicU64::new(0),
             applied_index: AppliedIndex::new(applied.applied_index),
             applied_term: AtomicU64::new(applied.applied_term),
-            basis: ArcSwap::default(),
-            down_peers: ArcSwap::default(),
-            catching_up: ArcSwap::default(),
+            basis: ArcSwap::new(no_lease()),
+            down_peers: ArcSwap::new(listed(Vec::new())),
+            catching_up: ArcSwap::new(listed(Vec::new())),
             alone_since: AtomicU64::new(0),
             leader_heard: AtomicU64::new(Now::monotonic().0),
             refused_term: AtomicU64::new(0),

@@ -24,7 +24,7 @@ use crate::config::Timing;
 use crate::error::fatal;
 use crate::gc::Keep;
 use crate::guard::{Followed, VoteGuard, asks_for_vote, from_leader};
-use crate::handle::{PeerHandle, View};
+use crate::handle::{PeerHandle, View, listed, no_lease};
 use crate::lease::{LeaseBasis, Seen};
 use crate::log::LogStore;
 use crate::mail::{Applied, SnapshotDir};
@@ -85,7 +85,7 @@ pub(crate) struct Peer {
     lease: LeaseBasis,
     proposals: Proposals,
     reads: Reads,
-    transfer: Option<Transfer>,
+    transfer: Option<Box<Transfer>>,
     /// Leads this term, and the machine has not been told because nothing of the term is handed to apply yet.
     inaugurating: Option<u64>,
     /// A split or a freeze of this term was proposed and is not applied.
@@ -400,7 +400,8 @@ impl Peer {
     }
 
     fn share_lease(&self) {
-        self.handle.0.basis.store(Arc::new(self.lease.clone()));
+        let basis = if self.lease.term == 0 { no_lease() } else { Arc::new(self.lease.clone()) };
+        self.handle.0.basis.store(basis);
     }
 
     /// Ends the lease for good in this term (rule O7).
@@ -458,8 +459,8 @@ impl Peer {
         (self.splitting, self.freezing) = (false, 0);
         self.reads.fail();
         self.proposals.drop_waiting();
-        self.handle.0.down_peers.store(Arc::default());
-        self.handle.0.catching_up.store(Arc::default());
+        self.handle.0.down_peers.store(listed(Vec::new()));
+        self.handle.0.catching_up.store(listed(Vec::new()));
         let mut slot = self.raw.store().snapshots.borrow_mut();
         if matches!(*slot, SnapshotSlot::Wanted(_) | SnapshotSlot::Ready { .. }) {
             *slot = SnapshotSlot::Idle;

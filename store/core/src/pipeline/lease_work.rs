@@ -10,7 +10,7 @@
 //! | coordinator | attach | asks the lease's region, for a lock that names the lease |
 //! | the lease's region | attached keys, detach | names, or deletes, what has the lease here |
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
 use braid_proto::error;
@@ -106,17 +106,18 @@ struct Question<R> {
     void: bool,
 }
 
-/// Who waits for leases, and the leases that need not be asked for. All of it belongs to one term.
+/// Who waits for leases, and the leases that need not be asked for. All of it belongs to one term. Every replica has one, and
+/// nearly all are empty: the maps are of the kind that is small then.
 pub(super) struct Waiting<R, W> {
     /// Registered for the whole of this region.
     attached: HashSet<i64>,
-    questions: HashMap<i64, Question<R>>,
+    questions: BTreeMap<i64, Question<R>>,
     /// Work that waits until a lease is gone.
-    until_gone: HashMap<i64, Vec<Queued<R>>>,
+    until_gone: BTreeMap<i64, Vec<Queued<R>>>,
     /// Who has revoked a lease whose keys are going.
-    revokers: HashMap<i64, Vec<R>>,
+    revokers: BTreeMap<i64, Vec<R>>,
     /// Others that wait until a lease is gone.
-    waiters: HashMap<i64, Vec<W>>,
+    waiters: BTreeMap<i64, Vec<W>>,
     /// Work that waits here.
     queued: usize,
 }
@@ -125,10 +126,10 @@ impl<R, W> Default for Waiting<R, W> {
     fn default() -> Self {
         Self {
             attached: HashSet::new(),
-            questions: HashMap::new(),
-            until_gone: HashMap::new(),
-            revokers: HashMap::new(),
-            waiters: HashMap::new(),
+            questions: BTreeMap::new(),
+            until_gone: BTreeMap::new(),
+            revokers: BTreeMap::new(),
+            waiters: BTreeMap::new(),
             queued: 0,
         }
     }

@@ -3,7 +3,6 @@
 //! raft counts votes by a configuration as soon as `apply_conf_change` was called, so the worker calls it for every
 //! change that the apply thread accepted, in order, before it says how far was applied.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use braid_proto::id::StoreId;
@@ -15,6 +14,7 @@ use super::{Effects, Env, Peer, STRANGERS_MAX, admin_entry, command::Transfer};
 use crate::Outcome;
 use crate::change::{self, ChangeRefused, Changed, PeerChange, votes_new, votes_old};
 use crate::error::fatal;
+use crate::handle::listed;
 use crate::lease::Voter;
 use crate::merge::refuse_frozen;
 use crate::meta::{Admin, Change};
@@ -177,7 +177,7 @@ impl Peer {
         let done = Box::new(move |ended: Result<(), String>| {
             tracing::info!(region, to, ?ended, "handed over by a leader that is being demoted");
         });
-        self.transfer = Some(Transfer { to, term, deadline, done });
+        self.transfer = Some(Box::new(Transfer { to, term, deadline, done }));
         self.raw.transfer_leader(to);
     }
 
@@ -277,7 +277,7 @@ impl Peer {
         let others = self.peers.iter().map(|peer| peer.id).filter(|id| *id != self.peer_id());
         let lacking: Vec<u64> = others.filter(|id| !self.is_silent(*id, now, env)).filter(lacks).collect();
         if **self.handle.0.catching_up.load() != lacking {
-            self.handle.0.catching_up.store(Arc::new(lacking));
+            self.handle.0.catching_up.store(listed(lacking));
         }
     }
 

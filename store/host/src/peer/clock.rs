@@ -14,12 +14,12 @@
 //!
 //! A store that is down keeps nobody awake once it is reported: its return begins a new stretch of support.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use raft::StateRole;
 
 use super::{Env, Peer};
+use crate::handle::listed;
 use crate::storage::SnapshotSlot;
 use crate::support::{Now, Standing};
 
@@ -143,7 +143,7 @@ impl Peer {
         let ids = self.peers.iter().map(|peer| peer.id).filter(|id| *id != self.peer_id());
         let down: Vec<u64> = ids.filter(silent).collect();
         if **self.handle.0.down_peers.load() != down {
-            self.handle.0.down_peers.store(Arc::new(down));
+            self.handle.0.down_peers.store(listed(down));
         }
     }
 

@@ -35,7 +35,7 @@ impl Peer {
             Command::Split { term, spec, done } => self.propose_split(term, spec, done, now),
             Command::Transfer { term, to, done } => match self.begin_transfer(term, to, env) {
                 Ok(deadline) => {
-                    self.transfer = Some(Transfer { to, term, deadline, done });
+                    self.transfer = Some(Box::new(Transfer { to, term, deadline, done }));
                     self.raw.transfer_leader(to);
                 }
                 Err(why) => done(Err(why)),
