@@ -18,6 +18,7 @@ use raft::eraftpb::{Entry as RaftEntry, EntryType};
 use rocksdb::{WriteBatch, WriteOptions};
 
 use crate::absorb::put_to_rest;
+use crate::bell::Bell;
 use crate::change;
 use crate::destroy;
 use crate::error::fatal;
@@ -67,9 +68,13 @@ struct Host {
 }
 
 /// The thread's body.
-pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>) {
+pub(crate) fn run(core: &Arc<Core>, tasks: &Receiver<ApplyTask>, bell: &Bell) {
     let mut host = Host::default();
-    while let Ok(task) = tasks.recv() {
+    loop {
+        let Ok(task) = tasks.try_recv() else {
+            bell.wait(None);
+            continue;
+        };
         match task {
             ApplyTask::Stop => return,
             ApplyTask::Register(delegate) => {

@@ -9,9 +9,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use braid_proto::id::{PeerId, Term};
 use braid_proto::pb::{Peer, Region, RegionEpoch, RegionReport};
 use bytes::Bytes;
-use crossbeam_channel::Sender;
 
 use crate::applied::AppliedIndex;
+use crate::bell::Ringing;
 use crate::change::{Changed, PeerChange};
 use crate::config::Timing;
 use crate::lease::LeaseBasis;
@@ -44,7 +44,7 @@ pub(crate) struct Post {
     /// Bounded; may refuse.
     pub mail: Arc<MailBox>,
     /// For the host's own threads; each sends a bounded amount per region.
-    pub notes: Sender<Note>,
+    pub notes: Ringing<Note>,
     /// Bytes of proposals in `mail` boxes.
     pub posted_bytes: Arc<AtomicUsize>,
 }
@@ -123,8 +123,9 @@ impl PeerHandle {
     /// A handle that belongs to no worker.
     #[cfg(test)]
     pub(crate) fn detached(region: &Region) -> Self {
-        let mail = Arc::new(MailBox::new(1));
-        let (notes, _) = crossbeam_channel::unbounded();
+        let bell = Arc::default();
+        let mail = Arc::new(MailBox::new(1, Arc::clone(&bell)));
+        let (notes, _) = crate::bell::queue(bell);
         let post = Post { mail, notes, posted_bytes: Arc::default() };
         Self::new(region.clone(), region.peers.first().copied().unwrap_or_default(), None, post)
     }
@@ -303,7 +304,7 @@ impl PeerHandle {
     fn refuse(&self, term: Term, done: Done) {
         self.0.refused_term.fetch_max(term.0, Ordering::AcqRel);
         // The worker may have ended; then nobody leads any more.
-        _ = self.0.post.notes.send(Note::GiveUp { region: self.0.region_id, term: term.0 });
+        self.0.post.notes.send(Note::GiveUp { region: self.0.region_id, term: term.0 });
         done(Outcome::Dropped);
     }
 

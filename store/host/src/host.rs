@@ -23,6 +23,7 @@ use prost::Message as _;
 use rocksdb::{DB, WriteBatch};
 
 use crate::apply::{self, ApplyTask, Delegate};
+use crate::bell::{self, Bell, Ringing};
 use crate::config::{HostConfig, Timing};
 use crate::error::{AbortOnPanic, OpenError, fatal};
 use crate::gc::Keep;
@@ -71,7 +72,7 @@ pub(crate) struct Core {
     pub still_until: Now,
     /// Hosts that share a region with this one.
     neighbours: ArcSwap<Vec<u64>>,
-    apply: Sender<ApplyTask>,
+    apply: Ringing<ApplyTask>,
     helpers: Sender<HelperTask>,
     gc: Sender<Truncated>,
     /// Held while the folder is used.
@@ -95,11 +96,11 @@ impl Core {
 
     /// Tells the worker of `region`. Lost only when the worker has ended, which ends the region too.
     pub fn note(&self, region: u64, note: Note) {
-        _ = self.post(region).notes.send(note);
+        self.post(region).notes.send(note);
     }
 
     pub fn apply_later(&self, task: ApplyTask) {
-        _ = self.apply.send(task);
+        self.apply.send(task);
     }
 
     pub fn help(&self, task: HelperTask) {
@@ -183,7 +184,8 @@ impl Host {
         }
         let Opened { lock, db, log, snap_dir, incarnation, regions } = recover::open(&config, &*machine)?;
         let (boxes, posts) = post_boxes(config.workers);
-        let (apply, apply_tasks) = unbounded();
+        let apply_bell = Arc::default();
+        let (apply, apply_tasks) = bell::queue(Arc::clone(&apply_bell));
         let (helpers, helper_tasks) = unbounded();
         let (gc, gc_tasks) = unbounded();
         let keep = Keep { entries: config.log_keep_entries, bytes: config.log_keep_bytes };
@@ -216,7 +218,7 @@ impl Host {
             core.start(found)?;
         }
         core.refresh_neighbours();
-        let threads = start_threads(&core, boxes, apply_tasks, &helper_tasks, gc_tasks)
+        let threads = start_threads(&core, boxes, (apply_tasks, apply_bell), &helper_tasks, gc_tasks)
             .map_err(|error| OpenError::io(&config.dir, error))?;
         let inbound = Arc::new(Door { core: Arc::downgrade(&core), snap_dir });
         tracing::info!(host = config.host_id, incarnation, dir = %config.dir.display(), "raft host open");
@@ -371,7 +373,7 @@ impl Host {
         self.stopped.store(true, std::sync::atomic::Ordering::Release);
         let Some(threads) = self.threads.lock().take() else { return };
         for post in &self.core.posts {
-            _ = post.notes.send(Note::Stop);
+            post.notes.send(Note::Stop);
         }
         threads.workers.into_iter().for_each(join);
         for _ in 0..HELPERS {
@@ -435,8 +437,10 @@ type Boxes = Vec<Receiver<Note>>;
 
 fn post_boxes(workers: usize) -> (Boxes, Vec<Post>) {
     let post = |_| {
-        let (notes, noted) = unbounded();
-        (noted, Post { mail: Arc::new(MailBox::new(MAIL_MAX)), notes, posted_bytes: Arc::default() })
+        let bell = Arc::default();
+        let mail = Arc::new(MailBox::new(MAIL_MAX, Arc::clone(&bell)));
+        let (notes, noted) = bell::queue(bell);
+        (noted, Post { mail, notes, posted_bytes: Arc::default() })
     };
     (0..workers).map(post).unzip()
 }
@@ -477,7 +481,7 @@ impl Core {
 fn start_threads(
     core: &Arc<Core>,
     boxes: Boxes,
-    apply_tasks: Receiver<ApplyTask>,
+    (apply_tasks, apply_bell): (Receiver<ApplyTask>, Arc<Bell>),
     helper_tasks: &Receiver<HelperTask>,
     gc_tasks: Receiver<Truncated>,
 ) -> std::io::Result<Threads> {
@@ -487,7 +491,7 @@ fn start_threads(
         workers.push(spawn(format!("raft-{index}"), "raft worker", move || worker.run())?);
     }
     let apply_core = Arc::clone(core);
-    let apply = spawn("apply".to_owned(), "apply", move || apply::run(&apply_core, &apply_tasks))?;
+    let apply = spawn("apply".to_owned(), "apply", move || apply::run(&apply_core, &apply_tasks, &apply_bell))?;
     let mut helpers = Vec::new();
     for index in 0..HELPERS {
         let (core, tasks) = (Arc::clone(core), helper_tasks.clone());

@@ -27,6 +27,7 @@ use rocksdb::{ColumnFamilyDescriptor, DB, WriteBatch};
 mod absorb;
 mod applied;
 mod apply;
+mod bell;
 mod change;
 pub mod config;
 mod destroy;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use raft::eraftpb::{Message, Snapshot};
 
+use crate::bell::Bell;
 use crate::change::{ChangeRefused, Changed, PeerChange};
 use crate::handle::{PeerHandle, Transferred};
 use crate::meta::{ApplyState, Change};
@@ -27,13 +28,15 @@ pub(crate) struct MailBox {
     sender: Sender<Envelope>,
     receiver: Receiver<Envelope>,
     closed: AtomicBool,
+    /// Of the worker.
+    bell: Arc<Bell>,
 }
 
 impl MailBox {
-    /// A box for so many pieces of mail.
-    pub fn new(capacity: usize) -> Self {
+    /// A box for so many pieces of mail, whose reader has this bell.
+    pub fn new(capacity: usize, bell: Arc<Bell>) -> Self {
         let (sender, receiver) = bounded(capacity);
-        Self { sender, receiver, closed: AtomicBool::new(false) }
+        Self { sender, receiver, closed: AtomicBool::new(false), bell }
     }
 
     /// Posts, or gives the mail back because the box is full or closed.
@@ -46,6 +49,7 @@ impl MailBox {
                 if self.closed.load(Ordering::SeqCst) {
                     self.receiver.try_iter().for_each(drop);
                 }
+                self.bell.ring();
                 Ok(())
             }
             Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) => {
@@ -53,6 +57,11 @@ impl MailBox {
                 Err(mail.open())
             }
         }
+    }
+
+    /// Rings when there is mail.
+    pub fn bell(&self) -> &Arc<Bell> {
+        &self.bell
     }
 
     /// The reading end.
@@ -261,7 +270,6 @@ pub(crate) enum Note {
         peer: u64,
         to: u64,
     },
-    /// A proposal of this term was refused for want of room.
     /// The peer is to be destroyed if its region's configuration is no newer than `conf_ver`.
     Destroy {
         region: u64,
@@ -279,6 +287,7 @@ pub(crate) enum Note {
     Cleared {
         region: u64,
     },
+    /// A proposal of this term was refused for want of room.
     GiveUp {
         region: u64,
         term: u64,
@@ -311,7 +320,7 @@ mod tests {
     #[test]
     fn a_closed_box_refuses_what_lies_in_it_and_what_comes() {
         let (tell, told) = mpsc::channel();
-        let mail = MailBox::new(2);
+        let mail = MailBox::new(2, Arc::default());
         assert!(mail.post(question(&tell)).is_ok() && mail.post(question(&tell)).is_ok());
         assert!(mail.post(question(&tell)).is_err(), "full");
         mail.close();
@@ -323,7 +332,7 @@ mod tests {
     fn whoever_writes_while_the_box_closes_gets_an_answer() {
         for _ in 0..2000 {
             let (tell, told) = mpsc::channel();
-            let mail = Arc::new(MailBox::new(4));
+            let mail = Arc::new(MailBox::new(4, Arc::default()));
             let writer = std::thread::spawn({
                 let mail = Arc::clone(&mail);
                 move || mail.post(question(&tell)).is_ok()

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use braid_proto::id::StoreId;
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::Receiver;
 use raft::Ready;
 
 use crate::absorb::{Absorbed, Leftovers};
@@ -112,7 +112,9 @@ impl Worker {
     pub fn run(mut self) {
         while !self.stopping {
             // Work that is left over when a tick is due only lets mail in.
-            self.wait(if self.dirty.is_empty() { self.next_tick } else { Instant::now() });
+            if self.dirty.is_empty() && !self.drain() {
+                self.mail.bell().wait(Some(self.next_tick));
+            }
             self.drain();
             let now = Instant::now();
             if now >= self.next_tick {
@@ -125,31 +127,24 @@ impl Worker {
         self.close();
     }
 
-    fn wait(&mut self, until: Instant) {
-        let mail = self.mail.receiver().clone();
-        let notes = self.notes.clone();
-        select! {
-            recv(notes) -> note => if let Ok(note) = note { self.on_note(note) },
-            recv(mail) -> mail => if let Ok(mail) = mail { _ = self.on_mail(mail.open()) },
-            default(until.saturating_duration_since(Instant::now())) => {}
-        }
-    }
-
-    fn drain(&mut self) {
+    /// Takes what notes and mail there are. False: none.
+    fn drain(&mut self) -> bool {
+        let mut any = false;
         for _ in 0..DRAIN_MAX {
-            match self.notes.try_recv() {
-                Ok(note) => self.on_note(note),
-                Err(_) => break,
-            }
+            let Ok(note) = self.notes.try_recv() else { break };
+            self.on_note(note);
+            any = true;
         }
         let mut letters = 0;
         for _ in 0..DRAIN_MAX {
             let Ok(mail) = self.mail.receiver().try_recv() else { break };
             letters += self.on_mail(mail.open());
+            any = true;
             if letters >= LETTERS_MAX {
                 break;
             }
         }
+        any
     }
 
     /// Returns how many raft messages it held.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use braid_proto::pb::{RaftFrame, RaftMessage};
-use crossbeam_channel::Sender;
 
 use super::{Effects, Note, Worker};
+use crate::bell::Ringing;
 use crate::peer::OutgoingSnapshot;
 
 /// Bytes of raft messages in one frame, more only where a single message is larger.
@@ -78,7 +78,7 @@ impl Worker {
 /// Tells raft how a snapshot ended, also when the transport forgets it: a follower that is never reported stays paused
 /// for ever.
 struct Sent {
-    notes: Sender<Note>,
+    notes: Ringing<Note>,
     region: u64,
     peer: u64,
     to: u64,
@@ -88,6 +88,6 @@ struct Sent {
 impl Drop for Sent {
     fn drop(&mut self) {
         // A worker that has ended needs no report.
-        _ = self.notes.send(Note::Sent { region: self.region, peer: self.peer, to: self.to, ok: self.ok });
+        self.notes.send(Note::Sent { region: self.region, peer: self.peer, to: self.to, ok: self.ok });
     }
 }
