@@ -2,15 +2,17 @@
 
 use braid_host::DataRange;
 use braid_proto::pb::Region;
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, Options, SliceTransform};
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Options, SliceTransform};
 
 use super::boundary::Boundary;
 use super::key::{self, ATTACHED, EVENTS, HISTORY, LATEST, LEASES, LOCKS};
 
 /// Bits of bloom filter for each key: about one false positive in a hundred lookups of an absent key.
 const BLOOM_BITS: f64 = 10.0;
-/// Block of live records. Smaller blocks make point reads cheaper and the index larger.
-const LATEST_BLOCK_BYTES: usize = 8 << 10;
+/// Block of live records. A point read unpacks a whole block; smaller ones make the index larger.
+const LATEST_BLOCK_BYTES: usize = 4 << 10;
+/// Live records for each slot of the hash index that a block has beside its sorted keys, for point reads.
+const LATEST_HASH_RATIO: f64 = 0.75;
 /// Block of rows that are read in runs.
 const RUN_BLOCK_BYTES: usize = 16 << 10;
 /// Files of history and events: small, so that a pass over them can be made in small steps.
@@ -34,7 +36,8 @@ pub struct EngineOptions {
 
 /// The column families of region data. Compaction drops what lies below `boundary`.
 pub fn column_families(options: &EngineOptions, boundary: &Boundary) -> Vec<ColumnFamilyDescriptor> {
-    let cache = Cache::new_lru_cache(options.block_cache_bytes);
+    // Without locks: every point read asks it several times. It estimates the size of an entry by itself (0).
+    let cache = Cache::new_hyper_clock_cache(options.block_cache_bytes, 0);
     let common = |memtable_bytes| {
         let mut family = Options::default();
         family.set_compression_type(DBCompressionType::Lz4);
@@ -57,6 +60,8 @@ pub fn column_families(options: &EngineOptions, boundary: &Boundary) -> Vec<Colu
     let mut latest = common(options.memtable_bytes);
     let mut latest_blocks = blocks(LATEST_BLOCK_BYTES);
     latest_blocks.set_bloom_filter(BLOOM_BITS, false);
+    latest_blocks.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+    latest_blocks.set_data_block_hash_ratio(LATEST_HASH_RATIO);
     latest.set_block_based_table_factory(&latest_blocks);
     latest.set_memtable_whole_key_filtering(true);
     latest.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
