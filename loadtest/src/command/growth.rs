@@ -11,6 +11,7 @@ use crate::keys::KeySpace;
 use crate::scale::cgroup::{Limiter, ROOT};
 use crate::scale::growth::{Measured, Plan, Row, run};
 use crate::scale::unless_interrupted;
+use crate::workload::Workload;
 
 /// Shown by `growth --help`.
 const AFTER: &str = "\
@@ -42,9 +43,12 @@ pub struct Growth {
     /// Bytes of a value
     #[arg(long, value_name = "N", default_value_t = 256)]
     value_bytes: usize,
-    /// Clients, each with one operation in flight: enough that the stores are what limits
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    clients: usize,
+    /// What is measured
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "put,get")]
+    workloads: Vec<Measure>,
+    /// Clients for each store, each with one operation in flight: enough that the stores are what limits
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    clients_per_store: u16,
     /// Threads of the load generator [default: one for each CPU]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -57,6 +61,24 @@ pub struct Growth {
     /// How long a rebalance may take
     #[arg(long, value_name = "S", default_value_t = 600.0)]
     balance_seconds: f64,
+}
+
+/// A workload that grows with the stores.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Measure {
+    /// Uniform puts
+    Put,
+    /// Uniform linearizable gets
+    Get,
+}
+
+impl Measure {
+    fn workload(self) -> Workload {
+        match self {
+            Self::Put => Workload::Put,
+            Self::Get => Workload::Get,
+        }
+    }
 }
 
 impl Growth {
@@ -88,7 +110,8 @@ impl Growth {
             proxies: self.started.proxies(),
             regions: self.regions,
             keys: KeySpace { prefix: "bench/".to_owned(), count: self.keys, value_bytes: self.value_bytes },
-            clients: self.clients,
+            workloads: self.workloads.iter().map(|measure| measure.workload()).collect(),
+            clients_per_store: usize::from(self.clients_per_store),
             threads: self.threads.unwrap_or_else(threads),
             warmup: seconds("--warmup-seconds", self.warmup_seconds)?,
             duration: seconds("--seconds", self.seconds)?,
@@ -110,7 +133,7 @@ fn print(row: &Row, first: &Row) {
         moved.replicas.values().collect::<Vec<_>>(),
         moved.leaders.values().collect::<Vec<_>>()
     );
-    for (now, first) in [(&row.put, &first.put), (&row.get, &first.get)] {
+    for (now, first) in row.measured.iter().zip(&first.measured) {
         let Measured { report, .. } = now;
         let throttled: Vec<f64> = now.throttled_percent.values().copied().collect();
         println!(
@@ -164,13 +187,13 @@ mod tests {
     #[test]
     fn flags_make_a_plan() {
         let plan = plan(&["--store-cpu-percent", "0", "--stores", "3,5", "--placements", "3"]).unwrap();
-        assert_eq!((plan.limiter, plan.stores, plan.placements, plan.clients), (None, vec![3, 5], 3, 128));
+        assert_eq!((plan.limiter, plan.stores, plan.placements, plan.clients_per_store), (None, vec![3, 5], 3, 128));
     }
 
     #[test]
     fn wrong_flags_are_told_what_would_be_right() {
         for (flags, want) in [
-            (&["--store-cpu-percent", "1"][..], "at least 5 %"),
+            (&["--store-cpu-percent", "0.05"][..], "at least 0.1 %"),
             (&["--store-cpu-percent", "0", "--seconds=-1"], "--seconds"),
         ] {
             let error = format!("{:#}", plan(flags).unwrap_err());

@@ -16,9 +16,11 @@ use serde::Serialize;
 
 /// Where control groups are mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
-/// From one filling up of a share to the next, in microseconds.
+/// From one filling up of a share to the next, in microseconds; longer for shares of which it holds too little.
 const PERIOD_MICROS: u64 = 20_000;
-/// The kernel takes no smaller share.
+/// The kernel takes no longer period.
+const PERIOD_MICROS_MAX: u64 = 1_000_000;
+/// The kernel takes no smaller part of a period.
 const QUOTA_MICROS_MIN: u64 = 1_000;
 /// How long the kernel may take to forget a process that has ended.
 const FORGET: Duration = Duration::from_secs(5);
@@ -28,7 +30,14 @@ const FORGET: Duration = Duration::from_secs(5);
 pub struct Limiter {
     folder: PathBuf,
     version: Version,
-    quota_micros: u64,
+    share: Share,
+}
+
+/// Microseconds of CPU in each period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    quota: u64,
+    period: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +79,10 @@ impl Throttled {
 impl Limiter {
     /// Shares of so many percent of one CPU, by the groups under `root`.
     pub fn new(root: &Path, percent: f64) -> anyhow::Result<Self> {
-        let quota_micros = quota(percent)?;
+        let share = share(percent)?;
         let one = root.join("cpu");
         if one.join("cpu.cfs_quota_us").is_file() {
-            return Ok(Self { folder: one, version: Version::One, quota_micros });
+            return Ok(Self { folder: one, version: Version::One, share });
         }
         let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
         ensure!(
@@ -87,7 +96,7 @@ impl Limiter {
         fs::write(&control, "+cpu").with_context(|| {
             format!("cannot let groups under {} limit CPU: run this as root, outside of a container", root.display())
         })?;
-        Ok(Self { folder: root.to_owned(), version: Version::Two, quota_micros })
+        Ok(Self { folder: root.to_owned(), version: Version::Two, share })
     }
 
     /// Puts a process, with all its threads, into a new group.
@@ -98,10 +107,10 @@ impl Limiter {
         let group = Group { folder };
         match self.version {
             Version::One => {
-                group.write("cpu.cfs_period_us", &PERIOD_MICROS.to_string())?;
-                group.write("cpu.cfs_quota_us", &self.quota_micros.to_string())?;
+                group.write("cpu.cfs_period_us", &self.share.period.to_string())?;
+                group.write("cpu.cfs_quota_us", &self.share.quota.to_string())?;
             }
-            Version::Two => group.write("cpu.max", &format!("{} {PERIOD_MICROS}", self.quota_micros))?,
+            Version::Two => group.write("cpu.max", &format!("{} {}", self.share.quota, self.share.period))?,
         }
         group.write("cgroup.procs", &pid.to_string())?;
         Ok(group)
@@ -143,15 +152,18 @@ impl Drop for Group {
     }
 }
 
-/// Microseconds of a period.
-fn quota(percent: f64) -> anyhow::Result<u64> {
+fn share(percent: f64) -> anyhow::Result<Share> {
     if !percent.is_finite() || percent <= 0.0 {
         bail!("a share of {percent} % of a CPU: it must be above 0");
     }
     let quota = (PERIOD_MICROS as f64 * percent / 100.0).round() as u64;
-    let least = 100.0 * QUOTA_MICROS_MIN as f64 / PERIOD_MICROS as f64;
-    ensure!(quota >= QUOTA_MICROS_MIN, "a share of {percent} % of a CPU is too small: give at least {least} %");
-    Ok(quota)
+    if quota >= QUOTA_MICROS_MIN {
+        return Ok(Share { quota, period: PERIOD_MICROS });
+    }
+    let period = (QUOTA_MICROS_MIN as f64 * 100.0 / percent).round() as u64;
+    let least = 100.0 * QUOTA_MICROS_MIN as f64 / PERIOD_MICROS_MAX as f64;
+    ensure!(period <= PERIOD_MICROS_MAX, "a share of {percent} % of a CPU is too small: give at least {least} %");
+    Ok(Share { quota: QUOTA_MICROS_MIN, period })
 }
 
 /// Both versions have the same names for these figures.
@@ -201,12 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn a_small_share_has_a_longer_period() {
+        assert_eq!(share(5.0).unwrap(), Share { quota: 1_000, period: 20_000 });
+        assert_eq!(share(2.5).unwrap(), Share { quota: 1_000, period: 40_000 });
+        assert_eq!(share(0.1).unwrap(), Share { quota: 1_000, period: 1_000_000 });
+    }
+
+    #[test]
     fn a_machine_without_the_controller_and_shares_out_of_range_are_refused() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("cgroup.controllers"), "io memory").unwrap();
         let error = Limiter::new(root.path(), 8.0).unwrap_err().to_string();
         assert!(error.contains("version 1") && error.contains("version 2"), "{error}");
-        for (percent, want) in [(0.0, "above 0"), (f64::NAN, "above 0"), (4.9, "at least 5 %")] {
+        for (percent, want) in [(0.0, "above 0"), (f64::NAN, "above 0"), (0.09, "at least 0.1 %")] {
             let error = Limiter::new(root.path(), percent).unwrap_err().to_string();
             assert!(error.contains(want), "{error}");
         }

@@ -1,7 +1,8 @@
 //! Throughput as stores are added: each store has an equal share of a CPU, so that stores are what limits.
 //!
-//! For each number of stores: grow to it, wait for balance, then uniform puts and uniform linearizable gets in a closed
-//! loop. Placement and proxies have as much CPU as they want.
+//! For each number of stores: grow to it, wait for balance, then uniform puts or uniform linearizable gets in a closed
+//! loop. Clients grow with the stores: fewer for each would make smaller batches, and a put would cost more where there are
+//! more stores only because nobody else wants anything. Placement and proxies have as much CPU as they want.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +30,8 @@ use crate::workload::Workload;
 pub struct Plan {
     /// Numbers of stores, growing.
     pub stores: Vec<usize>,
+    /// What is measured: puts, gets.
+    pub workloads: Vec<Workload>,
     /// Share of a CPU that each store has; none: as much as it wants.
     pub limiter: Option<Limiter>,
     /// Members of placement's group.
@@ -39,8 +42,8 @@ pub struct Plan {
     pub regions: u64,
     /// Keys.
     pub keys: KeySpace,
-    /// Clients, each with one operation in flight.
-    pub clients: usize,
+    /// Clients for each store, each with one operation in flight.
+    pub clients_per_store: usize,
     /// Threads of the load generator.
     pub threads: usize,
     /// Time before each measurement, under the same load.
@@ -73,10 +76,8 @@ pub struct Row {
     pub stores: usize,
     /// How balance was reached.
     pub rebalanced: Rebalanced,
-    /// Uniform puts.
-    pub put: Measured,
-    /// Uniform linearizable gets.
-    pub get: Measured,
+    /// Each workload of the plan, in its order.
+    pub measured: Vec<Measured>,
 }
 
 impl Plan {
@@ -127,17 +128,20 @@ async fn row(cluster: &mut Cluster, plan: &Plan, stores: usize) -> anyhow::Resul
     let bar = progress::timing(&format!("balancing {stores} stores"), plan.patience);
     let rebalanced = balance::wait(cluster, &before, &counted, since, plan.patience, &bar).await?;
     bar.finish_and_clear();
-    let put = measure(cluster, plan, Workload::Put).await?;
-    let get = measure(cluster, plan, Workload::Get).await?;
-    Ok(Row { stores, rebalanced, put, get })
+    let mut measured = Vec::with_capacity(plan.workloads.len());
+    for &workload in &plan.workloads {
+        measured.push(measure(cluster, plan, workload).await?);
+    }
+    Ok(Row { stores, rebalanced, measured })
 }
 
 async fn measure(cluster: &mut Cluster, plan: &Plan, workload: Workload) -> anyhow::Result<Measured> {
+    let clients = plan.clients_per_store * cluster.stores();
     let run = |duration: Duration| runner::Plan {
         workload,
         endpoints: cluster.endpoints(),
-        clients: plan.clients,
-        connections: plan.clients.div_ceil(16).max(2 * plan.proxies),
+        clients,
+        connections: clients.div_ceil(16).max(2 * plan.proxies),
         threads: plan.threads,
         warmup: Duration::ZERO,
         duration,
@@ -188,7 +192,8 @@ mod tests {
             proxies: 1,
             regions,
             keys: KeySpace { prefix: "k/".into(), count: 100, value_bytes: 8 },
-            clients: 1,
+            workloads: vec![Workload::Put],
+            clients_per_store: 1,
             threads: 1,
             warmup: Duration::ZERO,
             duration: Duration::from_secs(1),
