@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use braid_host::transport::TransportConfig;
 use clap::Args;
 
 use super::types::{ClusterState, Key, Label, LogFormat, NoticeInterval, Url};
@@ -82,9 +83,18 @@ pub struct StorageArgs {
     /// Bytes of its raft log that a region keeps, likewise
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(4096..))]
     pub raft_log_keep_bytes: u64,
+
+    /// Bytes of replicas that are on their way to other stores in a second; 0: as fast as it goes
+    #[arg(long, value_name = "BYTES", default_value_t = 32 << 20)]
+    pub snapshot_bytes_per_second: u64,
 }
 
 impl StorageArgs {
+    /// How the store sends to others.
+    pub fn transport(&self) -> TransportConfig {
+        TransportConfig { snapshot_bytes_per_second: self.snapshot_bytes_per_second }
+    }
+
     /// The quota, if there is one. etcd, too, reads a negative number as "none".
     pub fn quota(&self) -> Option<u64> {
         u64::try_from(self.quota_backend_bytes).ok().filter(|bytes| *bytes > 0)

@@ -62,7 +62,7 @@ pub async fn run(args: DevArgs) -> Result<()> {
     }
 
     let begin = Begin { replicas: bootstrap::replicas(None, Some(stores as usize))?, cuts };
-    let fabric = Arc::new(Fabric::within_process(cluster_id));
+    let fabric = Arc::new(Fabric::within_process(cluster_id, args.storage.transport()));
     let ports = Ports::bind_any().await.context("cannot listen on the loopback address")?;
     let membership = Membership::alone(cluster_id, NAME, ports.urls().remove(0));
     let member = Member::open(&membership, begin, auto_compaction, folder.part(member::FOLDER)?, &fabric).await?;

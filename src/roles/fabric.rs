@@ -58,20 +58,20 @@ pub struct Fabric {
 
 impl Fabric {
     /// A transport for hosts of cluster `cluster_id` in this process and others.
-    pub fn new(cluster_id: ClusterId) -> Self {
+    pub fn new(cluster_id: ClusterId, config: TransportConfig) -> Self {
         let addresses = AddressBook::default();
-        Self::with(cluster_id, addresses.clone(), addresses)
+        Self::with(cluster_id, config, addresses.clone(), addresses)
     }
 
     /// A transport for a cluster whose hosts are all in this process: what its parts learn of addresses leads nowhere, so
     /// that a host which is not open yet is not looked for elsewhere.
-    pub fn within_process(cluster_id: ClusterId) -> Self {
-        Self::with(cluster_id, AddressBook::default(), AddressBook::default())
+    pub fn within_process(cluster_id: ClusterId, config: TransportConfig) -> Self {
+        Self::with(cluster_id, config, AddressBook::default(), AddressBook::default())
     }
 
-    fn with(cluster_id: ClusterId, addresses: AddressBook, reached: AddressBook) -> Self {
+    fn with(cluster_id: ClusterId, config: TransportConfig, addresses: AddressBook, reached: AddressBook) -> Self {
         let registry = LocalRegistry::default();
-        let (runtime, config) = (Handle::current(), TransportConfig::default());
+        let runtime = Handle::current();
         let transport = Arc::new(GrpcTransport::new(runtime, cluster_id, reached, registry.clone(), config));
         let raft = RaftService::new(cluster_id, registry.clone());
         Self { registry, addresses, raft, transport }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use braid_host::transport::TransportConfig;
 
 use super::fabric::Fabric;
 use super::member::{self, Begin, Member};
@@ -33,7 +34,7 @@ pub async fn run(args: PlacementArgs) -> Result<()> {
         stores: None,
     })?;
 
-    let fabric = Arc::new(Fabric::new(membership.cluster_id));
+    let fabric = Arc::new(Fabric::new(membership.cluster_id, TransportConfig::default()));
     let member = Member::open(&membership, begin, auto_compaction, folder.part(member::FOLDER)?, &fabric).await?;
     let mut peers = fabric.serve(ports, member.add_to(fabric.routes()), &process);
     process.set_ready();

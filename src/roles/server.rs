@@ -48,7 +48,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let mut folder = Folder::open(&path)?;
     folder.claim(claim(&args, &membership, None))?;
 
-    let fabric = Arc::new(Fabric::new(membership.cluster_id));
+    let fabric = Arc::new(Fabric::new(membership.cluster_id, args.storage.transport()));
     let dir = folder.part(member::FOLDER)?;
     let mut server = Server { args, membership, client_urls, process, folder, fabric, store: LateStore::default() };
     let member = Member::open(&server.membership, begin, auto_compaction, dir, &server.fabric).await?;

@@ -42,7 +42,7 @@ pub async fn run(args: StoreArgs) -> Result<()> {
         },
     };
     folder.claim(claim(&args, Some(registered)))?;
-    let fabric = Arc::new(Fabric::new(registered.cluster_id));
+    let fabric = Arc::new(Fabric::new(registered.cluster_id, args.storage.transport()));
     neighbours::recall(folder.path(), &fabric.addresses);
     let remembering = tokio::spawn(neighbours::remember(Arc::from(folder.path()), fabric.addresses.clone()));
     let links = Links::new(registered.cluster_id, Arc::clone(&placement), None);

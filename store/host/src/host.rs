@@ -46,6 +46,8 @@ const MAIL_MAX: usize = 16 << 10;
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
 /// Threads that make and take in raft snapshots.
 const HELPERS: usize = 2;
+/// See `nice(1)`.
+const HELPER_NICENESS: i32 = 10;
 
 /// What the threads of a host share.
 pub(crate) struct Core {
@@ -495,11 +497,24 @@ fn start_threads(
     let mut helpers = Vec::new();
     for index in 0..HELPERS {
         let (core, tasks) = (Arc::clone(core), helper_tasks.clone());
-        helpers.push(spawn(format!("raft-helper-{index}"), "raft helper", move || snapshot::run(&core, &tasks))?);
+        helpers.push(spawn(format!("raft-helper-{index}"), "raft helper", move || {
+            give_way();
+            snapshot::run(&core, &tasks);
+        })?);
     }
     let gc_core = Arc::clone(core);
     let gc = spawn("log-gc".to_owned(), "log gc", move || collect_garbage(&gc_core, &gc_tasks))?;
     Ok(Threads { workers, apply, helpers, gc })
+}
+
+/// Lets every other thread of the machine go first: making and taking in raft snapshots is much work in which nobody waits
+/// for the next millisecond.
+fn give_way() {
+    // On Linux this is about the calling thread. Elsewhere it would be about the process.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, HELPER_NICENESS) {
+        tracing::debug!(%error, "raft helpers run at the usual priority");
+    }
 }
 
 fn spawn(name: String, what: &'static str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

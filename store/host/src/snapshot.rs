@@ -143,6 +143,8 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
 fn write_file(path: &Path, rows: &mut rocksdb::DBRawIterator<'_>) -> Result<u64, String> {
     let mut options = Options::default();
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    // Little by little, as the raft log is on the same disk.
+    options.set_bytes_per_sync(1 << 20);
     let mut file = SstFileWriter::create(&options);
     let wrong = |error: rocksdb::Error| format!("{}: {error}", path.display());
     file.open(path).map_err(wrong)?;

@@ -30,8 +30,8 @@ pub struct TransportConfig {
 
 impl Default for TransportConfig {
     fn default() -> Self {
-        // About a gigabit: catching up is quick, and the disks of both sides still serve clients.
-        TransportConfig { snapshot_bytes_per_second: 100 << 20 }
+        // A region of the usual size in three seconds, and the disks of both sides still serve clients.
+        TransportConfig { snapshot_bytes_per_second: 32 << 20 }
     }
 }
 

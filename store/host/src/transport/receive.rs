@@ -26,6 +26,9 @@ use crate::Inbound;
 
 /// How long a snapshot waits for one of the places of this process.
 pub(super) const PLACE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a file that are written before they are synced: the raft log is on the same disk, and its next write waits behind
+/// what the disk is given at once.
+const UNSYNCED_BYTES_MAX: u64 = 1 << 20;
 /// Chunks between the connection and the thread that writes.
 const CHUNKS_WAITING: usize = 4;
 
@@ -105,6 +108,8 @@ struct Folder {
 struct Open {
     file: File,
     bytes: u64,
+    /// Of them not synced yet.
+    unsynced: u64,
     sum: crc32fast::Hasher,
 }
 
@@ -143,7 +148,13 @@ impl Folder {
             return Err(Status::invalid_argument(format!("file {index} is longer than its {expected} bytes")));
         }
         open.sum.update(data);
-        open.file.write_all(data).map_err(failed)
+        open.file.write_all(data).map_err(failed)?;
+        open.unsynced += data.len() as u64;
+        if open.unsynced >= UNSYNCED_BYTES_MAX {
+            open.file.sync_data().map_err(failed)?;
+            open.unsynced = 0;
+        }
+        Ok(())
     }
 
     /// The current file, created if nothing was written to it yet.
@@ -155,6 +166,7 @@ impl Folder {
             closed => Ok(closed.insert(Open {
                 file: File::options().write(true).create_new(true).open(path)?,
                 bytes: 0,
+                unsynced: 0,
                 sum: crc32fast::Hasher::new(),
             })),
         }
