@@ -2,7 +2,9 @@
 
 use braid_host::DataRange;
 use braid_proto::pb::Region;
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Options, SliceTransform};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Options, SliceTransform,
+};
 
 use super::boundary::Boundary;
 use super::key::{self, ATTACHED, EVENTS, HISTORY, LATEST, LEASES, LOCKS};
