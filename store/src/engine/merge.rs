@@ -71,6 +71,8 @@ impl RegionData {
         self.sound()?;
         let events = events_of(&self.db, merged, &self.boundary, &mut || None)?;
         let newest = events.newest.max(events.mark);
+        // Of keys that were here before a split, and have been elsewhere since, something may be remembered that is not true.
+        self.newest.forget();
         // What readers look at afterwards rises before they can find the source's records through this region.
         self.ceiling.fetch_max(newest, Ordering::SeqCst);
         if let Some(source) = source {

@@ -199,6 +199,36 @@ fn a_merged_region_is_split_again() {
     }
 }
 
+/// What a region has written before a split is not what its keys are when they come back.
+#[test]
+fn what_has_changed_elsewhere_is_read_anew_when_it_comes_back() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let db = open(&dir);
+    let (left, right) = sides();
+    let data = RegionData::open(Arc::clone(&db), &whole(7), Arc::default());
+    let mut random = Random(0x7e1d);
+    let mut history = History { revision: 1, ..Default::default() };
+    for _ in 0..40 {
+        let txn = history.txn(&mut random, KEYS);
+        data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
+    }
+    for _ in 0..3 {
+        data.on_region(&left);
+        let other = RegionData::open(Arc::clone(&db), &right, Arc::default());
+        other.inherit(&data);
+        for _ in 0..40 {
+            step(&mut history, &mut random, &data, &other);
+        }
+        join(&db, (&left, &data), (&right, &other));
+        data.build_counts().expect("counted");
+        for _ in 0..40 {
+            check(&data, &history, history.revision, &mut random, KEYS);
+            let txn = history.txn(&mut random, KEYS);
+            data.apply(&[txn], &[], &[], WriteBatch::default()).expect("applied");
+        }
+    }
+}
+
 #[test]
 fn leases_come_with_the_range_and_locks_forbid_a_merge() {
     let dir = tempfile::tempdir().expect("a temporary folder");
