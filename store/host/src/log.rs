@@ -5,8 +5,11 @@
 //! after a snapshot follow a [`LogOp::Clean`] in the same batch; single keys are never deleted; `Engine::sync` does
 //! nothing and is never called.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use raft::eraftpb::Entry;
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
@@ -81,6 +84,13 @@ pub trait LogStore: Send + Sync + 'static {
 /// [`LogStore`] over raft-engine.
 pub struct EngineLog {
     engine: Engine,
+    /// Tells the opened logs of the process apart.
+    opening: u64,
+}
+
+thread_local! {
+    /// The opening whose entries this thread reads; 0 before it has read any.
+    static READS_OPENING: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Tells the engine where an entry's index is.
@@ -112,7 +122,22 @@ impl EngineLog {
             ..Config::default()
         };
         let engine = Engine::open(config).map_err(|error| OpenError::engine(dir, error))?;
-        Ok(Arc::new(Self { engine }))
+        static OPENINGS: AtomicU64 = AtomicU64::new(1);
+        Ok(Arc::new(Self { engine, opening: OPENINGS.fetch_add(1, Ordering::Relaxed) }))
+    }
+
+    /// Runs `read` on a thread that has read entries of no other log. The engine keeps the block it read last in a
+    /// thread-local variable, known by its place alone: a thread that reads entries of a second log takes them from the
+    /// first one's block where the places are the same. Only recovery ever reads a second one; host threads have one.
+    fn on_own_thread<T: Send>(&self, read: impl FnOnce() -> T + Send) -> T {
+        let reads = READS_OPENING.get();
+        if reads == 0 {
+            READS_OPENING.set(self.opening);
+        }
+        if reads == 0 || reads == self.opening {
+            return read();
+        }
+        thread::scope(|scope| scope.spawn(read).join()).expect("reading the raft log does not panic")
     }
 
     fn read<T>(&self, mut read: impl FnMut() -> raft_engine::Result<T>) -> Result<T, LogError> {
@@ -150,13 +175,14 @@ impl LogStore for EngineLog {
 
     fn entries(&self, region: u64, low: u64, high: u64, bytes_max: usize) -> Result<Vec<Entry>, LogError> {
         assert!(low <= high, "raft log of r{region}: reading {low} to {high}");
-        let entries = self.read(|| {
+        let fetch = || {
             // Bounded: the engine reserves room for all indexes up front.
             let mut entries = Vec::new();
             let high = high.min(low + 4096);
             self.engine.fetch_entries_to::<EntryIndex>(region, low, high, Some(bytes_max), &mut entries)?;
             Ok(entries)
-        })?;
+        };
+        let entries = self.on_own_thread(|| self.read(fetch))?;
         match entries.first() {
             Some(first) if first.index == low => Ok(entries),
             None if low == high => Ok(entries),

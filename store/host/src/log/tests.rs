@@ -49,3 +49,18 @@ fn an_append_overwrites_the_tail_and_a_clean_starts_anew() {
     assert_eq!(log.raft_state(1).unwrap(), Some(state));
     assert_eq!(log.entries(1, 101, 102, usize::MAX).unwrap()[0].data, "c");
 }
+
+#[test]
+fn a_thread_that_reads_two_logs_gets_the_entries_of_each() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let logs = dirs.each_ref().map(|dir| EngineLog::open(dir.path(), 1 << 20).unwrap());
+    // The same size at the same place of the same file.
+    for (log, data) in logs.iter().zip(["left", "rite"]) {
+        write(&**log, 1, vec![LogOp::Append(vec![entry(6, 5, data)])]);
+    }
+    for _ in 0..2 {
+        for (log, data) in logs.iter().zip(["left", "rite"]) {
+            assert_eq!(log.entries(1, 6, 7, usize::MAX).unwrap()[0].data, data);
+        }
+    }
+}
