@@ -194,6 +194,11 @@ impl Driver {
         self.operators.refused(id, why, &mut self.view, &self.config, now_ms);
     }
 
+    /// An order cannot be carried out yet, as a store says or its silence.
+    pub fn not_yet(&mut self, id: OperatorId, why: &str, now_ms: u64) {
+        self.operators.not_yet(id, why, &self.config, now_ms);
+    }
+
     /// What a scheduler would begin now.
     pub fn propose(&self, kind: Kind, now_ms: u64) -> Proposal {
         kind.propose(&self.view, &self.config, now_ms)

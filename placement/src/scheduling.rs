@@ -13,7 +13,7 @@
 //!    it leads; a store that it has never heard counts as silent since the leader's own beginning.
 //! 2. What an operator orders is carried out by a bounded number of calls, one an operator. An answer with the region as
 //!    it is now is taken like a report, so that the next step need not wait for a heartbeat. What a store refuses for
-//!    good ends the operator; any other refusal, and silence, waits until the operator orders it again.
+//!    good ends the operator; after any other refusal, and silence, the operator orders it again in a moment.
 //! 3. A store that is to get its first peer is marked in the replicated state before: its id is spent from then on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -73,7 +73,8 @@ async fn answers_are_strictly_serializable_while_regions_are_cut_moved_and_merge
         run.answered_more(ROUND, PATIENCE).await.expect("the cluster answers after a move");
         let merge = ["region", "merge", &right, "--into", &id_of(&left)];
         if round == 1 {
-            cluster.admin(&merge);
+            // Refused as long as a peer that has just come is not known to have caught up.
+            wait_for("the merge to begin", || cluster.admin_output(&merge).status.success().then_some(()));
             cluster.process("store-2").kill().expect("it can be killed");
             run.answered_more(ROUND, PATIENCE).await.expect("the cluster answers without a store");
             cluster.process("store-2").restart().expect("it starts again");

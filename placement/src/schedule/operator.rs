@@ -60,6 +60,10 @@ pub enum Progress {
     Failed(String),
 }
 
+/// After so long an order is given again that could not be carried out yet: the time that what it waits for, such as a
+/// learner's last entries, takes.
+const NOT_YET_MS: u64 = 1_000;
+
 /// See the module's page.
 #[derive(Clone, Debug)]
 pub struct Operator {
@@ -75,7 +79,10 @@ pub struct Operator {
     pub step_since_ms: u64,
     /// For what it waits, or what it has ordered; for operators.
     pub said: String,
-    ordered_ms: Option<u64>,
+    /// When its order may be given again; `None`: it was not given.
+    again_ms: Option<u64>,
+    /// Why the order had no effect when it was given last.
+    refusal: Option<String>,
     /// Who was to become the leader before this step can be ordered.
     handed_to: Option<StoreId>,
     /// The peers before the step that it is at.
@@ -95,7 +102,8 @@ impl Operator {
             started_ms: now_ms,
             step_since_ms: now_ms,
             said: String::new(),
-            ordered_ms: None,
+            again_ms: None,
+            refusal: None,
             handed_to: None,
             shape: Shape::of(region),
             epoch: plan.epoch,
@@ -134,6 +142,14 @@ impl Operator {
         }
     }
 
+    /// Its order cannot be carried out yet, as whoever got it says: it is given again soon.
+    pub fn not_yet(&mut self, why: &str, config: &Config, now_ms: u64) {
+        if self.again_ms.is_some() {
+            self.again_ms = Some(now_ms + config.order_retry_ms.min(NOT_YET_MS));
+            self.refusal = Some(why.to_owned());
+        }
+    }
+
     fn look(&mut self, region: &RegionView, view: &View, config: &Config, now_ms: u64) -> Progress {
         let epoch = region.news.region.region_epoch();
         if (epoch.version, epoch.conf_ver) < (self.epoch.version, self.epoch.conf_ver) {
@@ -144,7 +160,8 @@ impl Operator {
                 break;
             }
             step.change(&mut self.shape);
-            (self.at, self.step_since_ms, self.ordered_ms) = (self.at + 1, now_ms, None);
+            (self.at, self.step_since_ms) = (self.at + 1, now_ms);
+            (self.again_ms, self.refusal) = (None, None);
         }
         let Some(step) = self.plan.steps.get(self.at) else { return Progress::Done };
         if epoch.version != self.plan.epoch.version {
@@ -177,14 +194,17 @@ impl Operator {
         }
         if self.handed_to.is_some_and(|store| store == region.leader_store()) {
             // What was ordered is done: the step itself need not wait.
-            (self.handed_to, self.ordered_ms) = (None, None);
+            (self.handed_to, self.again_ms) = (None, None);
         }
-        if self.ordered_ms.is_some_and(|at| now_ms.saturating_sub(at) < config.order_retry_ms) {
-            return Progress::Wait(format!("for: {step}"));
+        if self.again_ms.is_some_and(|again| now_ms < again) {
+            return Progress::Wait(match &self.refusal {
+                Some(why) => format!("for: {step}: {why}"),
+                None => format!("for: {step}"),
+            });
         }
         match self.order(step, region, view) {
             Ok(order) => {
-                self.ordered_ms = Some(now_ms);
+                (self.again_ms, self.refusal) = (Some(now_ms + config.order_retry_ms), None);
                 self.handed_to = match (&order.step, &self.plan.steps[self.at]) {
                     (Step::TransferLeader { store }, Step::ChangePeers { .. }) => Some(*store),
                     _ => None,

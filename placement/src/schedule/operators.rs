@@ -283,6 +283,13 @@ impl Operators {
         }
     }
 
+    /// An order cannot be carried out yet.
+    pub fn not_yet(&mut self, id: OperatorId, why: &str, config: &Config, now_ms: u64) {
+        if let Some(operator) = self.active.values_mut().find(|operator| operator.id == id) {
+            operator.not_yet(why, config, now_ms);
+        }
+    }
+
     /// Ends a region's operator where it stands. Says whether there was one.
     pub fn cancel(&mut self, region: RegionId, why: &str, view: &mut View, config: &Config, now_ms: u64) -> bool {
         let there = self.active.contains_key(&region);

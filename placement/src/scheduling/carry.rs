@@ -49,7 +49,11 @@ pub async fn carry(shared: &Shared, term: Term, order: Order) {
                 memory.learn_leader(id, braid_proto::id::PeerId(peer.id));
             }
         }
-        Came::Waits(why) => tracing::debug!(operator = %order.operator, region = %id, why, "an order waits"),
+        Came::Waits(why) => {
+            tracing::debug!(operator = %order.operator, region = %id, why, "an order waits");
+            let now_ms = memory.scheduling.now_ms();
+            memory.scheduling.driver.not_yet(order.operator, &why, now_ms);
+        }
         Came::Failed(why) => {
             tracing::info!(operator = %order.operator, region = %id, step = %order.step, why, "an order is refused");
             let now_ms = memory.scheduling.now_ms();
