@@ -19,6 +19,21 @@ mod tests;
 #[error("{0}")]
 pub struct Damaged(pub String);
 
+/// What is known of a live key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its record.
+    pub record: Record,
+    /// The row that the record was read from, if a file had to be read for it; else empty.
+    pub row: Bytes,
+}
+
+impl From<Record> for Found {
+    fn from(record: Record) -> Self {
+        Self { record, row: Bytes::new() }
+    }
+}
+
 /// Sees the live keys of a range one after the other, in key order, and may stop the walk.
 pub type Visit<'a> = &'a mut dyn FnMut(&Bytes, &Record) -> ControlFlow<()>;
 
@@ -29,6 +44,11 @@ pub type Visit<'a> = &'a mut dyn FnMut(&Bytes, &Record) -> ControlFlow<()>;
 pub trait BaseView {
     /// The live record of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged>;
+
+    /// The live record of `key`, and where it comes from.
+    fn find(&self, key: &[u8]) -> Result<Option<Found>, Damaged> {
+        Ok(self.get(key)?.map(Found::from))
+    }
 
     /// The live records of `range`.
     fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged>;
@@ -67,11 +87,11 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// The live record of `key`.
-    pub fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
+    /// The live record of `key`, and where it comes from.
+    pub fn find(&self, key: &[u8]) -> Result<Option<Found>, Damaged> {
         match self.overlay.newest(key) {
-            Some(version) => Ok(version.record.clone()),
-            None => self.base.get(key),
+            Some(version) => Ok(version.record.clone().map(Found::from)),
+            None => self.base.find(key),
         }
     }
 
@@ -79,8 +99,8 @@ impl View<'_> {
     pub fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {
         if range.is_single() {
             // To begin a walk costs more than to look.
-            if let Some(record) = self.get(&range.start)? {
-                _ = visit(&range.start, &record);
+            if let Some(found) = self.find(&range.start)? {
+                _ = visit(&range.start, &found.record);
             }
             return Ok(());
         }

@@ -1,7 +1,8 @@
 //! Applies decided transactions: the only writer of a region's data.
 //!
-//! A created key is written blindly. A change that supersedes a record reads it first, from this batch or from `latest`,
-//! and moves it to history. What is read must be what the evaluation saw: the change names the revision it supersedes.
+//! A created key is written blindly. A change that supersedes a record moves it to history: from this batch, from memory,
+//! from the change itself if the leader sent the row along, or, after reading it, from `latest`. It must be what the
+//! evaluation saw: the change names the revision it supersedes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -268,16 +269,23 @@ impl<'t> Rows<'_, 't> {
             Some(None) => return Err(contradicts(change, "the key was deleted just before")),
             None => {
                 let (cached, single);
-                let value = match self.run.as_mut().and_then(|run| run.value(&change.key)) {
-                    Some(value) => value,
-                    None => {
-                        cached = newest.get(&change.key);
-                        match &cached {
-                            Some(value) => &value[..],
-                            None => {
-                                single = self.reader.live(&change.key)?;
-                                single.as_deref().ok_or_else(|| contradicts(change, "the key is absent"))?
-                            }
+                let value = if !change.superseded.is_empty() {
+                    debug_assert_eq!(
+                        self.reader.live(&change.key)?.as_deref(),
+                        Some(&change.superseded[..]),
+                        "what the leader superseded of {:?} is not what is here",
+                        change.key
+                    );
+                    &change.superseded[..]
+                } else if let Some(value) = self.run.as_mut().and_then(|run| run.value(&change.key)) {
+                    value
+                } else {
+                    cached = newest.get(&change.key);
+                    match &cached {
+                        Some(value) => &value[..],
+                        None => {
+                            single = self.reader.live(&change.key)?;
+                            single.as_deref().ok_or_else(|| contradicts(change, "the key is absent"))?
                         }
                     }
                 };

@@ -8,7 +8,8 @@ use braid_proto::key::{KeyRange, strip_user};
 use braid_proto::range::finish;
 use braid_store_core::eval;
 use braid_store_core::record::Record;
-use braid_store_core::view::{BaseView, Damaged, Visit};
+use braid_store_core::view::{BaseView, Damaged, Found, Visit};
+use bytes::Bytes;
 use thiserror::Error;
 
 use super::region::RegionData;
@@ -103,6 +104,16 @@ impl BaseView for RegionData {
 
     fn get(&self, key: &[u8]) -> Result<Option<Record>, Damaged> {
         self.get_latest(key)
+    }
+
+    fn find(&self, key: &[u8]) -> Result<Option<Found>, Damaged> {
+        self.sound()?;
+        if let Some(value) = self.newest.get(key) {
+            return decode_record(key, decode_live(key, &value)?.record).map(|record| Some(record.into()));
+        }
+        let Some(value) = Reader::now(&self.db).live(key)? else { return Ok(None) };
+        let row = Bytes::copy_from_slice(&value);
+        Ok(Some(Found { record: decode_record(key, decode_live(key, &row)?.record)?, row }))
     }
 
     fn scan(&self, range: &KeyRange, visit: Visit<'_>) -> Result<(), Damaged> {

@@ -98,6 +98,7 @@ impl History {
                 version: before.as_ref().map_or(1, |record| record.version + 1),
                 lease: 0,
                 value: Bytes::from(format!("v{}", random.below(1_000))),
+                superseded: Bytes::new(),
             });
         }
         for change in &changes {
@@ -245,6 +246,39 @@ fn what_is_superseded_is_handed_to_whoever_wants_it() {
     let value = |revision, sub| superseded.get(revision, sub).map(|record| (record.mod_revision, record.value.clone()));
     assert_eq!([value(3, 1), value(4, 1)], [None, None], "nobody wants it");
     assert_eq!([value(3, 4), value(4, 4)], [Some((2, "l2".into())), Some((3, "l3".into()))]);
+}
+
+#[test]
+fn a_row_that_the_leader_read_goes_along_and_counts_as_what_is_superseded() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let data = RegionData::open(open(&dir), &region(), Arc::default());
+    let key = user_key(b"k");
+    let put = |revision: i64, supersedes, superseded: &Bytes| TxnEffect {
+        subs: vec![7],
+        revision,
+        changes: vec![pb::Change {
+            key: key.clone(),
+            supersedes,
+            create_revision: 2,
+            version: revision - 1,
+            value: Bytes::from(revision.to_string()),
+            superseded: superseded.clone(),
+            ..Default::default()
+        }],
+    };
+    let apply = |txn| data.apply_keeping(&[txn], &[], &[], WriteBatch::default(), &|_| true);
+    apply(put(2, 0, &Bytes::new())).expect("applied");
+    let find = || data.find(&key).expect("readable").expect("live");
+    assert_eq!(find().row, "", "it is in memory");
+    data.newest.forget();
+    let row = find().row;
+    assert!(!row.is_empty());
+    let contradiction = apply(put(9, 8, &row)).expect_err("the row is of another revision");
+    assert!(contradiction.0.contains("a record of @2"), "{contradiction}");
+    let superseded = apply(put(3, 2, &row)).expect("applied");
+    assert_eq!(superseded.get(3, 7).map(|record| record.value.clone()), Some("2".into()));
+    let value = |revision| data.get_at(&key, revision).expect("readable").map(|record| record.value);
+    assert_eq!([value(1), value(2), value(3)], [None, Some("2".into()), Some("3".into())]);
 }
 
 #[test]

@@ -54,8 +54,8 @@ pub fn all_hold(run: &Run<'_>, txn: &TxnRequest) -> Result<bool, Stop> {
 
 fn judge(run: &Run<'_>, compare: &Compare) -> Result<Verdict, Damaged> {
     if compare.range_end.is_empty() {
-        return Ok(match run.get_before(&user_key(&compare.key))? {
-            Some(record) => judge_record(run, compare, &record),
+        return Ok(match run.find_before(&user_key(&compare.key))? {
+            Some(found) => judge_record(run, compare, &found.record),
             None => judge_absent(run, compare),
         });
     }

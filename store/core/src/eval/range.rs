@@ -72,9 +72,9 @@ fn at(run: &Run<'_>, request: &RangeRequest) -> Result<RangeResponse, Stop> {
 fn now(run: &Run<'_>, request: &RangeRequest) -> Result<RangeResponse, Stop> {
     if request.range_end.is_empty() {
         let key = user_key(&request.key);
-        let found = run.get(&key)?;
+        let found = run.find(&key)?;
         let count = i64::from(found.is_some());
-        let kvs = found.filter(|_| fetch(request) != Fetch::Nothing).map(|record| key_value(&key, &record));
+        let kvs = found.filter(|_| fetch(request) != Fetch::Nothing).map(|found| key_value(&key, &found.record));
         return shape(run, request, kvs.into_iter().collect(), count);
     }
     let range = KeyRange::user(&request.key, &request.range_end);

@@ -14,12 +14,17 @@ use smallvec::SmallVec;
 use super::{Context, WaitFor};
 use crate::placeholder::{BEFORE, OWN};
 use crate::record::Record;
-use crate::view::{Damaged, View, Visit, merge};
+use crate::view::{Damaged, Found, View, Visit, merge};
 
 /// Keys of the state before that are remembered: a compare and the put it guards read the key once.
 const REMEMBERED_MAX: usize = 8;
 /// Bytes a change takes in the raft log beside key and value.
 const CHANGE_OVERHEAD: usize = 48;
+/// Rows above this are not sent along with a change: the log would grow by more than is won.
+const ROW_BYTES_MAX: usize = 4 << 10;
+/// Bytes of rows that one evaluation sends along. They do not count against what a transaction may change: that must not
+/// depend on what is in memory.
+const ROWS_BYTES_MAX: usize = 256 << 10;
 
 /// Why an evaluation ends early.
 pub enum Stop {
@@ -41,12 +46,12 @@ impl From<Damaged> for Stop {
 
 /// What this evaluation has made of a key.
 struct Own {
-    record: Option<Record>,
+    found: Option<Found>,
     /// Whether the key was live in the state before.
     was_live: bool,
 }
 
-type Remembered = SmallVec<[(Bytes, Option<Record>); 2]>;
+type Remembered = SmallVec<[(Bytes, Option<Found>); 2]>;
 
 /// One evaluation. The state before is the view; the state now has the own changes on top.
 pub struct Run<'a> {
@@ -56,6 +61,7 @@ pub struct Run<'a> {
     pub changes: Vec<Change>,
     own: BTreeMap<Bytes, Own>,
     change_bytes: usize,
+    rows_bytes: usize,
     remembered: RefCell<Remembered>,
     rests_on: Cell<Option<u64>>,
 }
@@ -68,6 +74,7 @@ impl<'a> Run<'a> {
             changes: Vec::new(),
             own: BTreeMap::new(),
             change_bytes: 0,
+            rows_bytes: 0,
             remembered: RefCell::default(),
             rests_on: Cell::new(None),
         }
@@ -84,17 +91,17 @@ impl<'a> Run<'a> {
     }
 
     /// `key` in the state before.
-    pub fn get_before(&self, key: &Bytes) -> Result<Option<Record>, Damaged> {
-        if let Some((_, record)) = self.remembered.borrow().iter().find(|(known, _)| known == key) {
-            return Ok(record.clone());
+    pub fn find_before(&self, key: &Bytes) -> Result<Option<Found>, Damaged> {
+        if let Some((_, found)) = self.remembered.borrow().iter().find(|(known, _)| known == key) {
+            return Ok(found.clone());
         }
         self.saw(self.view.overlay.newest(key).map(|version| version.seq));
-        let record = self.view.get(key)?;
+        let found = self.view.find(key)?;
         let mut remembered = self.remembered.borrow_mut();
         if remembered.len() < REMEMBERED_MAX {
-            remembered.push((key.clone(), record.clone()));
+            remembered.push((key.clone(), found.clone()));
         }
-        Ok(record)
+        Ok(found)
     }
 
     /// `range` in the state before.
@@ -104,10 +111,10 @@ impl<'a> Run<'a> {
     }
 
     /// `key` now.
-    pub fn get(&self, key: &Bytes) -> Result<Option<Record>, Damaged> {
+    pub fn find(&self, key: &Bytes) -> Result<Option<Found>, Damaged> {
         match self.own.get(key) {
-            Some(own) => Ok(own.record.clone()),
-            None => self.get_before(key),
+            Some(own) => Ok(own.found.clone()),
+            None => self.find_before(key),
         }
     }
 
@@ -117,7 +124,7 @@ impl<'a> Run<'a> {
             return self.scan_before(range, visit);
         }
         let own = self.own.iter().skip_while(|(key, _)| **key < range.start).filter(|(key, _)| range.contains(key));
-        let own = own.map(|(key, own)| (key, own.record.as_ref()));
+        let own = own.map(|(key, own)| (key, own.found.as_ref().map(|found| &found.record)));
         merge(own, &mut |visit| self.scan_before(range, visit), visit)
     }
 
@@ -127,15 +134,17 @@ impl<'a> Run<'a> {
         let mut count = self.view.count(range)?;
         for (key, own) in &self.own {
             if range.contains(key) {
-                count = count + u64::from(own.record.is_some()) - u64::from(own.was_live);
+                count = count + u64::from(own.found.is_some()) - u64::from(own.was_live);
             }
         }
         Ok(count)
     }
 
-    /// Changes `key` from `previous`, its record now, to `next`; `None` is absent.
-    pub fn change(&mut self, key: Bytes, previous: Option<&Record>, next: Option<Record>) -> Result<(), Stop> {
-        let supersedes = previous.map_or(0, |previous| previous.mod_revision);
+    /// Changes `key` from `previous`, what it is now, to `next`; `None` is absent.
+    pub fn change(&mut self, key: Bytes, previous: Option<Found>, next: Option<Record>) -> Result<(), Stop> {
+        let was_live = previous.is_some();
+        let supersedes = previous.as_ref().map_or(0, |previous| previous.record.mod_revision);
+        let superseded = previous.map(|previous| self.row_to_send(previous.row)).unwrap_or_default();
         let change = match &next {
             Some(record) => Change {
                 key: key.clone(),
@@ -145,18 +154,27 @@ impl<'a> Run<'a> {
                 version: record.version,
                 lease: record.lease,
                 value: record.value.clone(),
+                superseded,
             },
-            None => Change { key: key.clone(), supersedes, delete: true, ..Change::default() },
+            None => Change { key: key.clone(), supersedes, delete: true, superseded, ..Change::default() },
         };
         self.take_room(key.len() + change.value.len())?;
         self.changes.push(change);
+        let found = next.map(Found::from);
         match self.own.get_mut(&key) {
-            Some(own) => own.record = next,
-            None => {
-                self.own.insert(key, Own { record: next, was_live: previous.is_some() });
-            }
+            Some(own) => own.found = found,
+            None => _ = self.own.insert(key, Own { found, was_live }),
         }
         Ok(())
+    }
+
+    /// `row`, or nothing if it is too much.
+    fn row_to_send(&mut self, row: Bytes) -> Bytes {
+        if row.len() > ROW_BYTES_MAX || self.rows_bytes + row.len() > ROWS_BYTES_MAX {
+            return Bytes::new();
+        }
+        self.rows_bytes += row.len();
+        row
     }
 
     /// Whether a change of `bytes` more, beside `count` changes of `planned` bytes that are not made yet, is too much.

@@ -8,5 +8,6 @@ mod naive;
 mod puts;
 mod random;
 mod ranges;
+mod rows;
 mod script;
 mod transactions;

@@ -38,6 +38,7 @@ impl Leased {
             version: record.version,
             lease,
             value: record.value.clone(),
+            superseded: Bytes::new(),
         };
         self.live.insert(key, record);
         change

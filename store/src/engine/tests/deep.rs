@@ -37,6 +37,7 @@ impl Naive {
                 version: record.as_ref().map_or(0, |record| record.version),
                 lease: record.as_ref().map_or(0, |record| record.lease),
                 value: record.as_ref().map_or(Bytes::new(), |record| record.value.clone()),
+                superseded: Bytes::new(),
             });
             self.history.versions.entry(key).or_default().push((revision, record));
         }

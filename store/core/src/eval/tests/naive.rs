@@ -191,6 +191,7 @@ impl Execution<'_> {
             version: kv.version,
             lease: kv.lease,
             value: kv.value.clone(),
+            superseded: bytes::Bytes::new(),
         });
         self.live.insert(kv.key.to_vec(), kv);
         Ok(PutResponse { header: self.header(), prev_kv: old.filter(|_| put.prev_kv) })
