@@ -99,7 +99,11 @@ impl Connection {
                 bail!("placement has no leader at the moment; try again, or start a majority of its members")
             }
             Some(header) if header.refused => {
-                bail!("{} does not lead placement ({} does); try again", self.url, header.not_leader)
+                let (asked, leader) = (&self.url, &header.not_leader);
+                bail!(
+                    "{asked} does not lead placement, {leader} does: try again; if {asked} is a peer address, give a \
+                     client address to --endpoints instead"
+                )
             }
             _ => Ok(message),
         }

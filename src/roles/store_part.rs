@@ -16,7 +16,7 @@ use crate::args::types::{Label, Url};
 /// Folder of the store inside a data folder.
 pub const FOLDER: &str = "store";
 /// Bytes of raft log, over all regions of a store, after which old files are purged.
-const LOG_PURGE_BYTES: u64 = 128 << 20;
+const LOG_PURGE_BYTES: u64 = 64 << 20;
 /// Raft workers of a store.
 const RAFT_WORKERS: usize = 1;
 

@@ -150,7 +150,7 @@ fn open_db(config: &HostConfig, machine: &dyn StateMachine) -> Result<DB, OpenEr
     // A hole in the WAL must not be skipped: an apply state could get ahead of its data.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     options.set_paranoid_checks(true);
-    options.set_max_total_wal_size(4 * config.memtable_bytes as u64);
+    options.set_max_total_wal_size(2 * config.memtable_bytes as u64);
     options.set_bytes_per_sync(1 << 20);
     options.set_keep_log_file_num(4);
     options.set_max_background_jobs(2);
