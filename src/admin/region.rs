@@ -36,9 +36,7 @@ pub async fn run(connection: &mut Connection, output: Output, command: RegionCom
             let what = format!("merge {} into {}", RegionId(region_id), RegionId(target_id));
             plan::run(connection, output, Plan::Merge(MergeInto { region_id, target_id }), &what, wait).await
         }
-        RegionCommand::TransferLeader { region, to_store } => {
-            print(output, &transfer_leader::run(connection, region.0, to_store.0).await?)
-        }
+        RegionCommand::TransferLeader { id, to } => print(output, &transfer_leader::run(connection, id.0, to.0).await?),
         RegionCommand::AddPeer { id: Id(region_id), store: Id(store_id), wait } => {
             let what = format!("add a peer of {} on {}", RegionId(region_id), StoreId(store_id));
             plan::run(connection, output, Plan::AddPeer(AddPeer { region_id, store_id }), &what, wait).await

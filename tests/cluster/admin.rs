@@ -101,7 +101,7 @@ fn a_leader_moves_where_asked() {
     });
     let target = (1..=3).find(|store| *store != leader).unwrap().to_string();
     let region = region.to_string();
-    cluster.admin(&["region", "transfer-leader", "--region", &region, "--to-store", &target]);
+    cluster.admin(&["region", "transfer-leader", &region, "--to", &target]);
     wait_for("the list to show the new leader", || {
         (regions(&cluster)[0]["leader_store"].as_u64()? == target.parse::<u64>().ok()?).then_some(())
     });
@@ -109,7 +109,7 @@ fn a_leader_moves_where_asked() {
     assert_eq!(etcdctl.get("k"), ["k", "2"]);
 
     for (region, store, expect) in [("999", "1", "999"), (region.as_str(), "77", "77")] {
-        let wrong = cluster.admin_output(&["region", "transfer-leader", "--region", region, "--to-store", store]);
+        let wrong = cluster.admin_output(&["region", "transfer-leader", region, "--to", store]);
         let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
         assert_eq!(wrong.status.code(), Some(1), "{said}");
         assert!(said.starts_with("braid: cannot make s") && said.contains(expect), "{said}");

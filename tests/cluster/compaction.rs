@@ -168,7 +168,7 @@ fn the_boundary_survives_placements_leader_stores_that_restart_and_one_that_was_
         let id = region["id"].as_u64().expect("an id").to_string();
         // A store that still catches up is refused.
         wait_for(&format!("store {back} to lead region {id}"), || {
-            let moved = cluster.admin_output(&["region", "transfer-leader", "--region", &id, "--to-store", &back]);
+            let moved = cluster.admin_output(&["region", "transfer-leader", &id, "--to", &back]);
             moved.status.success().then_some(())
         });
     }

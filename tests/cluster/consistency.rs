@@ -78,7 +78,7 @@ fn every_endpoint_has_one_hash_through_splits_leader_changes_restarts_and_compac
     for target in ["1", "2", "3"] {
         for region in regions(&cluster) {
             wait_for("a leader to move", || {
-                let order = ["region", "transfer-leader", "--region", &region.to_string(), "--to-store", target];
+                let order = ["region", "transfer-leader", &region.to_string(), "--to", target];
                 cluster.admin_output(&order).status.success().then_some(())
             });
         }

@@ -90,7 +90,7 @@ fn lead(cluster: &Cluster, store: u64) {
         let others: Vec<String> = others.filter_map(|region| Some(region["id"].as_u64()?.to_string())).collect();
         for region in &others {
             // It may not be ready yet; then it is asked again.
-            cluster.admin_output(&["region", "transfer-leader", "--region", region, "--to-store", &store.to_string()]);
+            cluster.admin_output(&["region", "transfer-leader", region, "--to", &store.to_string()]);
         }
         others.is_empty().then_some(())
     });

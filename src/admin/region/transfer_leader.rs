@@ -1,4 +1,4 @@
-//! `braid admin region transfer-leader --region ID --to-store ID`.
+//! `braid admin region transfer-leader ID --to STORE`.
 
 use anyhow::Result;
 use braid_proto::id::{RegionId, StoreId};

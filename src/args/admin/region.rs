@@ -42,11 +42,10 @@ pub enum RegionCommand {
     /// Makes another replica of a region its leader
     TransferLeader {
         /// The region, as `region list` prints it
-        #[arg(long, value_name = "ID")]
-        region: Id<'r'>,
+        id: Id<'r'>,
         /// The store whose replica shall lead
         #[arg(long, value_name = "ID")]
-        to_store: Id<'s'>,
+        to: Id<'s'>,
     },
     /// Gives a region one replica more
     AddPeer {
