@@ -18,7 +18,7 @@ use braid_proto::pb::{
 };
 use braid_store_client::Regions as Cluster;
 use braid_store_core::epoch;
-use braid_store_core::eval::{EFFECT_BYTES_MAX, Request};
+use braid_store_core::eval::{EFFECT_BYTES_MAX, ROWS_BYTES_MAX, Request};
 use braid_store_core::pipeline::{
     BATCH_BYTES_MAX, BarrierId, BatchId, Block, Effect, EntryEnd, EntryId, Pipeline, Until, Woken, Work, not_found,
     timed_out,
@@ -49,7 +49,7 @@ pub type Waker = oneshot::Sender<Woken>;
 type Effects = Vec<Effect<Reply, Waker>>;
 
 // An entry holds one batch, or one request of any size that may be evaluated; both with what encoding adds.
-const _: () = assert!(EFFECT_BYTES_MAX + BATCH_BYTES_MAX < PROPOSAL_BYTES_MAX);
+const _: () = assert!(EFFECT_BYTES_MAX + ROWS_BYTES_MAX + BATCH_BYTES_MAX < PROPOSAL_BYTES_MAX);
 
 /// What all region peers of a store share.
 pub struct Shared {

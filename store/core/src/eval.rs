@@ -34,7 +34,7 @@ mod txn;
 
 pub use fill::{fill, fill_changes};
 pub use range::read;
-pub use run::key_value;
+pub use run::{ROWS_BYTES_MAX, key_value};
 
 use run::{Run, Stop};
 

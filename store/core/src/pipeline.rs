@@ -628,7 +628,8 @@ impl<R, W> Pipeline<R, W> {
     }
 
     fn push_item(&mut self, mut item: Item<R>) {
-        let changes: usize = item.changes.iter().map(|change| change.key.len() + change.value.len() + 64).sum();
+        let bytes = |change: &pb::Change| change.key.len() + change.value.len() + change.superseded.len() + 64;
+        let changes: usize = item.changes.iter().map(bytes).sum();
         let locks: usize = item.locks.iter().map(Message::encoded_len).sum();
         item.bytes = changes + locks + item.leases.iter().map(Message::encoded_len).sum::<usize>();
         self.in_flight_bytes += item.bytes;

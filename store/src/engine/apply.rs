@@ -2,7 +2,8 @@
 //!
 //! A created key is written blindly. A change that supersedes a record moves it to history: from this batch, from memory,
 //! from the change itself if the leader sent the row along, or, after reading it, from `latest`. It must be what the
-//! evaluation saw: the change names the revision it supersedes.
+//! evaluation saw: the change names the revision it supersedes. A replica whose own row differs is noticed there, but where
+//! the row was sent along only by a check of the replicas (`braid admin region check`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -154,7 +155,7 @@ fn check_subs(txn: &TxnEffect) -> Result<(), Damaged> {
 /// What this batch has made of a key: the put, or `None` for a delete.
 type Written<'t> = Option<(i64, u32, &'t pb::Change)>;
 
-/// A key's value in `latest`; `None`: it has none.
+/// A key's value in `latest`; `None`: it has none, or none that is kept in memory.
 type Newest = Option<Arc<[u8]>>;
 
 /// The rows of a batch under way.
@@ -207,7 +208,7 @@ impl<'t> Rows<'_, 't> {
             put_varint(&mut self.value, u64::from(sub));
             record_of(change, revision).encode(&mut self.value);
             self.batch.put_cf(self.latest, &change.key, &self.value);
-            self.newest.push((&change.key, Some(self.value[..].into())));
+            self.newest.push((&change.key, OwnNewest::kept(&self.value)));
         }
         self.attach(&change.key, lease, if change.delete { 0 } else { change.lease });
         self.row.clear();
@@ -270,6 +271,8 @@ impl<'t> Rows<'_, 't> {
             None => {
                 let (cached, single);
                 let value = if !change.superseded.is_empty() {
+                    // It steps from one key to the next and has missed one.
+                    self.run = None;
                     debug_assert_eq!(
                         self.reader.live(&change.key)?.as_deref(),
                         Some(&change.superseded[..]),

@@ -94,10 +94,15 @@ impl OwnNewest {
         self.all.rows.get(&Wanted { generation: self.generation.load(Ordering::Acquire), key })
     }
 
-    /// `key` has this value now, or none. For apply, once the database says the same.
+    /// A copy of `value` to [`Self::set`]; `None` if it is too large to be kept.
+    pub fn kept(value: &[u8]) -> Option<Arc<[u8]>> {
+        (value.len() <= RECORD_BYTES_MAX).then(|| value.into())
+    }
+
+    /// `key` has this value now, or none that is kept. For apply, once the database says the same.
     pub fn set(&self, key: &[u8], value: Option<Arc<[u8]>>) {
         let generation = self.generation.load(Ordering::Acquire);
-        match value.filter(|value| value.len() <= RECORD_BYTES_MAX) {
+        match value {
             Some(value) => self.all.rows.insert(Row { generation, key: key.into() }, value),
             None => _ = self.all.rows.remove(&Wanted { generation, key }),
         }
@@ -143,7 +148,7 @@ mod tests {
         assert!((0..10_000_u32).any(|key| own.get(&key.to_be_bytes()).is_some()));
         for len in [RECORD_BYTES_MAX, RECORD_BYTES_MAX + 1, 10 << 20] {
             own.set(b"k", value(1, 9));
-            own.set(b"k", value(2, len));
+            own.set(b"k", OwnNewest::kept(&vec![2; len]));
             assert!(own.get(b"k").is_none_or(|found| found[0] == 2), "{len}");
         }
         let none = Arc::new(NewestRecords::new(0)).open();

@@ -24,7 +24,7 @@ const CHANGE_OVERHEAD: usize = 48;
 const ROW_BYTES_MAX: usize = 4 << 10;
 /// Bytes of rows that one evaluation sends along. They do not count against what a transaction may change: that must not
 /// depend on what is in memory.
-const ROWS_BYTES_MAX: usize = 256 << 10;
+pub const ROWS_BYTES_MAX: usize = 256 << 10;
 
 /// Why an evaluation ends early.
 pub enum Stop {
