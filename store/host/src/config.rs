@@ -41,7 +41,7 @@ pub struct HostConfig {
     /// RocksDB block cache in bytes. The machine's column families come with the machine's own options; the host takes
     /// at most 8 MiB for its own.
     pub block_cache_bytes: usize,
-    /// RocksDB memtable size in bytes, likewise; also bounds the write-ahead log (four of them).
+    /// RocksDB memtable size in bytes, likewise; also bounds the write-ahead log (two of them).
     pub memtable_bytes: usize,
     /// Bytes of raft log after which old files are purged (raft-engine `purge_threshold`).
     pub log_purge_bytes: u64,

@@ -41,10 +41,12 @@ mod command;
 mod merge;
 mod ready;
 mod snapshot;
+mod tell;
 
 pub(crate) use command::Transfer;
 pub(crate) use ready::{Committed, Effects, OutgoingSnapshot};
 pub(crate) use snapshot::Install;
+use tell::Told;
 
 /// What all peers of a host share.
 pub(crate) struct Env {
@@ -130,6 +132,7 @@ pub(crate) struct Peer {
     quiet_ticks: u64,
     /// A leader that is to send heartbeats with the next tick.
     greets: bool,
+    told: Told,
 }
 
 impl Peer {
@@ -189,6 +192,8 @@ impl Peer {
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
             batch_append: true,
+            // Told with the next entries, or by `tell`.
+            skip_bcast_commit: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
@@ -236,6 +241,7 @@ impl Peer {
             ticks: 0,
             quiet_ticks: 0,
             greets: false,
+            told: Told::default(),
         }
     }
 
@@ -444,6 +450,8 @@ impl Peer {
         self.inaugurating = Some(term);
         self.led = term;
         self.compact_proposed = 0;
+        // The first entry of the term is on its way.
+        self.told_with_entries();
         self.lease = LeaseBasis::default();
         self.lease = LeaseBasis { term, others: self.voters(env), own: self.own_votes(), cap: None };
         self.publish_lease();
@@ -586,6 +594,7 @@ impl Peer {
             Ok(()) => {
                 let raft = &self.raw.raft;
                 self.proposals.appended(raft.raft_log.last_index(), raft.term, proposal.done);
+                self.told_with_entries();
                 Ok(())
             }
             Err(_) => Err(proposal),

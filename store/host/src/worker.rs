@@ -74,6 +74,8 @@ pub(crate) struct Worker {
     early_votes: EarlyVotes,
     /// Regions whose peer here is destroyed and whose data is not deleted yet.
     dying: BTreeSet<u64>,
+    /// Regions led here whose followers do not know of everything that is committed, and when they are told.
+    untold: BTreeMap<u64, Now>,
     /// Truncations that go with the next log write.
     compactions: Vec<(u64, u64)>,
     next_gc: Instant,
@@ -102,6 +104,7 @@ impl Worker {
             next_tick: Instant::now(),
             early_votes: EarlyVotes::default(),
             dying: BTreeSet::new(),
+            untold: BTreeMap::new(),
             compactions: Vec::new(),
             next_gc,
             stopping: false,
@@ -113,7 +116,7 @@ impl Worker {
         while !self.stopping {
             // Work that is left over when a tick is due only lets mail in.
             if self.dirty.is_empty() && !self.drain() {
-                self.mail.bell().wait(Some(self.next_tick));
+                self.mail.bell().wait(Some(self.next_call()));
             }
             self.drain();
             let now = Instant::now();
@@ -125,6 +128,32 @@ impl Worker {
             self.work();
         }
         self.close();
+    }
+
+    /// When there is something to do even if nobody writes.
+    fn next_call(&self) -> Instant {
+        let Some(tell) = self.untold.values().min() else { return self.next_tick };
+        self.next_tick.min(Instant::now() + tell.since(Now::monotonic()))
+    }
+
+    /// Lets leaders tell what is committed whose followers have waited for it long enough.
+    fn tell(&mut self) {
+        if self.untold.is_empty() {
+            return;
+        }
+        let now = Now::monotonic();
+        let Self { untold, peers, dirty, .. } = self;
+        untold.retain(|region, at| {
+            if *at > now {
+                return true;
+            }
+            let again = peers.get_mut(region).and_then(|peer| peer.tell(now));
+            match again {
+                Some(later) => *at = later,
+                None => _ = dirty.insert(*region),
+            }
+            again.is_some()
+        });
     }
 
     /// Takes what notes and mail there are. False: none.
@@ -314,6 +343,7 @@ impl Worker {
     /// asked for all the same.
     fn work(&mut self) {
         loop {
+            self.tell();
             if self.dirty.is_empty() && self.compactions.is_empty() {
                 return;
             }
@@ -335,6 +365,9 @@ impl Worker {
                 peer.finish(ready, now, &self.core.env, &mut effects);
                 if peer.is_busy() {
                     self.dirty.insert(region);
+                }
+                if let Some(at) = peer.tells_at(now) {
+                    self.untold.entry(region).and_modify(|due| *due = at.min(*due)).or_insert(at);
                 }
             }
             self.send(&mut effects);

@@ -1,6 +1,9 @@
 //! Electing, replicating, restarting, catching up by log.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use raft::eraftpb::MessageType;
 
 use super::cluster::{Cluster, eventually, propose, region};
 use crate::Outcome;
@@ -24,6 +27,35 @@ fn three_hosts_elect_a_leader_and_replicate() {
         assert_eq!(propose(&follower, term, "x", "y").recv().unwrap(), Outcome::Dropped);
     }
     assert_eq!(propose(&handle, term, "x", "y").recv().unwrap(), Outcome::Applied);
+}
+
+#[test]
+fn what_is_committed_travels_with_entries_and_by_itself_only_when_none_come() {
+    const PUTS: usize = 200;
+    let cluster = Cluster::three();
+    cluster.put(1, "k", "v");
+    let (leader, _, term) = cluster.leader(1);
+    let empty = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&empty);
+    // Heartbeats would carry it too.
+    cluster.net.filter(Box::new(move |from, _, message| {
+        let kind = message.get_msg_type();
+        if from == leader && kind == MessageType::MsgAppend && message.entries.is_empty() {
+            counted.fetch_add(1, Ordering::AcqRel);
+        }
+        kind != MessageType::MsgHeartbeat
+    }));
+    for n in 0..PUTS {
+        cluster.put(1, "k", &n.to_string());
+    }
+    // Two followers would be told each time.
+    let told = empty.load(Ordering::Acquire);
+    assert!(told < PUTS, "{told} empty appends for {PUTS} entries");
+    for host in 1..=3 {
+        cluster.await_value(host, "k", &(PUTS - 1).to_string());
+    }
+    assert!(empty.load(Ordering::Acquire) > 0, "the last one was told by itself");
+    assert_eq!(cluster.leader(1).2, term, "no election has told it");
 }
 
 #[test]
