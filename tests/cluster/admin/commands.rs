@@ -52,7 +52,7 @@ fn what_is_set_outlives_a_leader_and_every_command_answers() {
     assert_eq!(scheduler(&cluster, "balance-leaders")["paused"], true);
     assert_eq!(scheduler(&cluster, "repair")["paused"], false);
     assert_eq!(setting(&cluster, "hot-factor")["value"], "3");
-    assert_eq!(setting(&cluster, "split-bytes")["default"], (96u64 << 20).to_string());
+    assert_eq!(setting(&cluster, "split-bytes")["default"], (256u64 << 20).to_string());
     cluster.process(&leader).restart().expect("it starts again");
     assert_eq!(scheduled_regions(&cluster, 3), ids);
 
