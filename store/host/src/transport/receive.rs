@@ -7,8 +7,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-#[cfg(target_os = "linux")]
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,9 +26,9 @@ use crate::Inbound;
 
 /// How long a snapshot waits for one of the places of this process.
 pub(super) const PLACE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of a file that are written before the disk is given them: the raft log is on the same disk, and its next write waits
-/// behind what the disk is given at once.
-const UNWRITTEN_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a file that are written before they are synced: the raft log is on the same disk, and its next write waits behind
+/// what the disk is given at once.
+const UNSYNCED_BYTES_MAX: u64 = 1 << 20;
 /// Chunks between the connection and the thread that writes.
 const CHUNKS_WAITING: usize = 4;
 
@@ -110,8 +108,8 @@ struct Folder {
 struct Open {
     file: File,
     bytes: u64,
-    /// Of them not given to the disk yet.
-    unwritten: u64,
+    /// Of them not synced yet.
+    unsynced: u64,
     sum: crc32fast::Hasher,
 }
 
@@ -151,10 +149,10 @@ impl Folder {
         }
         open.sum.update(data);
         open.file.write_all(data).map_err(failed)?;
-        open.unwritten += data.len() as u64;
-        if open.unwritten >= UNWRITTEN_BYTES_MAX {
-            write_out(&open.file, open.bytes - open.unwritten, open.unwritten).map_err(failed)?;
-            open.unwritten = 0;
+        open.unsynced += data.len() as u64;
+        if open.unsynced >= UNSYNCED_BYTES_MAX {
+            open.file.sync_data().map_err(failed)?;
+            open.unsynced = 0;
         }
         Ok(())
     }
@@ -168,7 +166,7 @@ impl Folder {
             closed => Ok(closed.insert(Open {
                 file: File::options().write(true).create_new(true).open(path)?,
                 bytes: 0,
-                unwritten: 0,
+                unsynced: 0,
                 sum: crc32fast::Hasher::new(),
             })),
         }
@@ -217,27 +215,6 @@ impl Drop for Folder {
             tracing::warn!(path = %path.display(), %error, "the folder of a failed snapshot stays behind");
         }
     }
-}
-
-/// Gives the disk `bytes` of `file` from `from` on, and waits until it has them. They are not durable by that; the sync at the
-/// end makes them so, and finds little left to write. A sync each time would make the disk flush its cache as often, and the
-/// raft log's own syncs wait for that.
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code, reason = "no safe wrapper of this call exists")]
-fn write_out(file: &File, from: u64, bytes: u64) -> io::Result<()> {
-    let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    let (Ok(from), Ok(bytes)) = (from.try_into(), bytes.try_into()) else { return file.sync_data() };
-    // SAFETY: the call takes a descriptor, which `file` keeps open, and numbers; no memory.
-    match unsafe { libc::sync_file_range(file.as_raw_fd(), from, bytes, how) } {
-        0 => Ok(()),
-        // Some file systems know no such call.
-        _ => file.sync_data(),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn write_out(file: &File, _: u64, _: u64) -> io::Result<()> {
-    file.sync_data()
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
