@@ -34,16 +34,13 @@ fn what_is_committed_travels_with_entries_and_by_itself_only_when_none_come() {
     const PUTS: usize = 200;
     let cluster = Cluster::three();
     cluster.put(1, "k", "v");
-    let (leader, _, term) = cluster.leader(1);
     let empty = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&empty);
-    // Heartbeats would carry it too.
-    cluster.net.filter(Box::new(move |from, _, message| {
-        let kind = message.get_msg_type();
-        if from == leader && kind == MessageType::MsgAppend && message.entries.is_empty() {
+    cluster.net.filter(Box::new(move |_, _, message| {
+        if message.get_msg_type() == MessageType::MsgAppend && message.entries.is_empty() {
             counted.fetch_add(1, Ordering::AcqRel);
         }
-        kind != MessageType::MsgHeartbeat
+        true
     }));
     for n in 0..PUTS {
         cluster.put(1, "k", &n.to_string());
@@ -51,11 +48,17 @@ fn what_is_committed_travels_with_entries_and_by_itself_only_when_none_come() {
     // Two followers would be told each time.
     let told = empty.load(Ordering::Acquire);
     assert!(told < PUTS, "{told} empty appends for {PUTS} entries");
-    for host in 1..=3 {
-        cluster.await_value(host, "k", &(PUTS - 1).to_string());
-    }
-    assert!(empty.load(Ordering::Acquire) > 0, "the last one was told by itself");
-    assert_eq!(cluster.leader(1).2, term, "no election has told it");
+    // Heartbeats would carry it too, and so would an election, which a stall without heartbeats may cost.
+    let mut last = PUTS;
+    eventually("the last one is told by itself", || {
+        last += 1;
+        let (_, _, term) = cluster.leader(1);
+        cluster.net.filter(Box::new(|_, _, message| message.get_msg_type() != MessageType::MsgHeartbeat));
+        cluster.put(1, "k", &last.to_string());
+        (1..=3).for_each(|host| cluster.await_value(host, "k", &last.to_string()));
+        cluster.net.heal();
+        (cluster.leader(1).2 == term).then_some(())
+    });
 }
 
 #[test]
