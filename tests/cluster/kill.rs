@@ -7,6 +7,7 @@ use braid_loadtest::check;
 use braid_loadtest::client::Address;
 use braid_loadtest::history::Layout;
 use braid_loadtest::writer::{Plan, Writer};
+use serde_json::Value;
 
 use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, PATIENCE, http_get, wait_for};
@@ -51,12 +52,14 @@ pub fn counted(metrics: &str, name: &str) -> Option<f64> {
 pub fn wait_whole(cluster: &Cluster, regions: usize) {
     wait_for("every region to have a leader and all its peers", || {
         let list = cluster.admin(&["region", "list"])["regions"].as_array()?.clone();
-        let whole = list.iter().all(|region| {
-            let up = region["peers"].as_array().is_some_and(|peers| peers.iter().all(|peer| peer["down"] == false));
-            up && region["leader_store"].is_u64()
-        });
-        (list.len() == regions && whole).then_some(())
+        (list.len() == regions && list.iter().all(is_whole)).then_some(())
     });
+}
+
+/// Whether a region, as `braid admin` tells it, has a leader and all its peers.
+pub fn is_whole(region: &Value) -> bool {
+    let up = region["peers"].as_array().is_some_and(|peers| peers.iter().all(|peer| peer["down"] == false));
+    up && region["leader_store"].is_u64()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

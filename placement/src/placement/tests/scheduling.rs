@@ -436,6 +436,35 @@ async fn scattered_regions_spread_over_all_stores_and_operators_can_be_cancelled
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merge_by_hand_takes_along_what_an_earlier_plan_left() {
+    let mut world = World::start(1, 4, paused).await;
+    world.until_ready().await;
+    let regions = world.group.stores.regions();
+    let (source, target) = (regions[0].clone(), regions[1].clone());
+    let free = |region: &Region| {
+        *world.ids.iter().find(|id| region.peer_on(StoreId(**id)).is_none()).expect("a store without it")
+    };
+    let merge = Wanted::Merge(MergeInto { region_id: source.id, target_id: target.id });
+    let back = Wanted::Merge(MergeInto { region_id: target.id, target_id: source.id });
+    world.group.stores.leave_learner(source.region_id(), 777_777, free(&source));
+    let heard = async |world: &World| {
+        let one = RegionListRequest { region_id: source.id, ..Default::default() };
+        let listed = world.admin().await.region_list(Request::new(one)).await.expect("answered").into_inner().regions;
+        let region = listed[0].report.as_ref().and_then(|report| report.region.as_ref());
+        region.is_some_and(|region| region.peers.len() == 4).then_some(())
+    };
+    world.until("placement has heard of the learner", heard).await;
+    let why = world.plan(back).await.expect_err("a learner is in the way");
+    assert!(why.contains(&format!("r{} has a learner left over on s{}", source.id, free(&source))), "{why}");
+    let operator = world.plan(merge).await.expect("begun");
+    assert_eq!(world.until_ended(operator.id).await.state, "done");
+    let left = world.group.stores.regions();
+    assert_eq!(left.len(), regions.len() - 1);
+    assert!(left.iter().all(|region| region.id != source.id), "{left:?}");
+    world.group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_orders_are_refused_with_what_would_do() {
     let mut world = World::start(1, 4, paused).await;
     world.until_ready().await;

@@ -129,13 +129,15 @@ impl RegionView {
         self.voters().count() / 2 + 1
     }
 
+    /// Whether it has a leader, and all its peers are well as far as the report says, learners too.
+    pub fn all_well(&self) -> bool {
+        let news = &self.news;
+        news.leader.is_valid() && !news.joint && news.down.is_empty() && news.catching_up.is_empty()
+    }
+
     /// Whether nothing is to be repaired as far as the report says: a leader, voters only, all of them well.
     pub fn is_calm(&self) -> bool {
-        self.news.leader.is_valid()
-            && !self.news.joint
-            && self.news.down.is_empty()
-            && self.news.catching_up.is_empty()
-            && self.peers().iter().all(|peer| !peer.learner)
+        self.all_well() && self.peers().iter().all(|peer| !peer.learner)
     }
 
     /// Whether it is left alone also by a plan of this priority.

@@ -223,8 +223,14 @@ fn merge(memory: &Memory, id: RegionId, target: RegionId) -> Result<Plan, Failed
     if let Some(busy) = memory.scheduling.busy(target) {
         return Err(busy);
     }
-    if !source.is_calm() || !into.is_calm() {
-        return Err(format!("{id} and {target} need a leader and peers that are all well before they are merged"));
+    // A learner that an earlier plan left with the source is no hindrance: the plan puts its peers where the target's are.
+    let view = memory.scheduling.driver().view();
+    let unwell = [(source, source.all_well()), (into, into.is_calm())].into_iter().find(|(_, well)| !well);
+    if let Some((region, _)) = unwell {
+        let ailment = region.ailment(view, region.voters().count());
+        let ailment =
+            ailment.unwrap_or_else(|| format!("{} has no leader, or its voters are being changed", region.id()));
+        return Err(format!("{id} cannot be merged into {target} as they are: {ailment}"));
     }
     Ok(Plan::merge(source, into))
 }

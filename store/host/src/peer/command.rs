@@ -94,6 +94,16 @@ impl Peer {
     /// Tells who waits for a transfer how it ended, once it has. `tick`: the clock counts too.
     pub fn watch_transfer(&mut self, tick: bool) {
         let Some(transfer) = &self.transfer else { return };
+        let under_way = self.leads(transfer.term) && self.raw.raft.lead_transferee == Some(transfer.to);
+        if tick && under_way {
+            // Once more: the word may be lost, and a target that has not applied the last change of peers yet ignores it.
+            let raft = &self.raw.raft;
+            let has_all = raft.prs().get(transfer.to).is_some_and(|pr| pr.matched == raft.raft_log.last_index());
+            if has_all {
+                self.raw.raft.send_timeout_now(transfer.to);
+            }
+            return;
+        }
         let (term, leader) = (self.raw.raft.term, self.raw.raft.leader_id);
         let ended = if term > transfer.term && leader == transfer.to {
             Ok(())

@@ -1,7 +1,7 @@
 //! Regions that split while they work.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use braid_proto::id::{PeerId, RegionId};
@@ -250,4 +250,24 @@ fn a_lagging_target_is_refused() {
     assert!(handle.is_leader(term));
     cluster.net.heal();
     cluster.await_value(behind, "k199", "v");
+}
+
+#[test]
+fn a_target_that_does_not_hear_the_word_is_told_again() {
+    let cluster = Cluster::three();
+    cluster.put(1, "before", "v");
+    let (leader, handle, term) = cluster.leader(1);
+    let to = leader % 3 + 1;
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    // As from a target that has a change of peers to apply: the first word comes to nothing.
+    cluster.net.filter(Box::new(move |_, _, message| {
+        !is(message, MessageType::MsgTimeoutNow) || count.fetch_add(1, Ordering::SeqCst) > 0
+    }));
+    let (tell, ended) = mpsc::channel();
+    handle.transfer_leader(term, PeerId(10 + to), Box::new(move |how| _ = tell.send(how)));
+    assert_eq!(ended.recv().unwrap(), Ok(()));
+    assert!(told.load(Ordering::SeqCst) > 1);
+    assert_eq!(cluster.leader(1).0, to);
+    cluster.put(1, "after", "v");
 }
