@@ -221,17 +221,18 @@ impl Peer {
     }
 
     /// A leader that lost its vote and then its role never campaigns, so nobody would learn from it that it leads no more,
-    /// while others may be bound to it: it says so instead.
+    /// while others may be bound to it: it says so instead, until it follows somebody. Its term may be a later one by then:
+    /// that of a peer that it handed over to, and that was not elected.
     pub(super) fn renounce_if_due(&mut self) {
         let raft = &self.raw.raft;
-        let led_last = self.led == raft.term && raft.leader_id == raft::INVALID_ID;
+        let led_last = self.led > 0 && self.guard.followed().is_none() && raft.leader_id == raft::INVALID_ID;
         self.renounces = led_last && !self.is_leader() && !raft.promotable();
     }
 
     /// Asks everybody for a vote that it could not use, in a later term: a leader does not (see [`crate::guard`]).
     pub(super) fn post_renunciation(&mut self, effects: &mut Effects) {
         let raft = &self.raw.raft;
-        if !std::mem::take(&mut self.renounces) || raft.term != self.led || self.is_leader() {
+        if !std::mem::take(&mut self.renounces) || raft.leader_id != raft::INVALID_ID {
             return;
         }
         let mut message = Message { from: self.peer_id(), term: raft.term + 1, ..Message::default() };

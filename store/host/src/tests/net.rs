@@ -125,8 +125,8 @@ impl Transport for Port {
             if let Err(error) = copied {
                 return done(Err(error.to_string()));
             }
-            inbound.receive_snapshot(frame, dir);
             net.snapshots_sent.fetch_add(1, Ordering::AcqRel);
+            inbound.receive_snapshot(frame, dir);
             done(Ok(()));
         });
     }
