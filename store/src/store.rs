@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::compaction::Compaction;
-use crate::engine::{Boundary, EngineOptions, NewestRecords};
+use crate::engine::{Boundary, EngineOptions, NewestRecords, Pressure};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
 use crate::merge::Ended;
@@ -187,6 +187,7 @@ impl Store {
             addresses,
             reports: Reports::default(),
             beats: 0,
+            pressure: Pressure::default(),
         };
         let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
         let rounds = tokio::spawn(watch::run(Arc::clone(&publisher), stopped.clone()));

@@ -153,7 +153,7 @@ fn open_db(config: &HostConfig, machine: &dyn StateMachine) -> Result<DB, OpenEr
     options.set_max_total_wal_size(2 * config.memtable_bytes as u64);
     options.set_bytes_per_sync(1 << 20);
     options.set_keep_log_file_num(4);
-    options.set_max_background_jobs(2);
+    options.set_max_background_jobs(background_jobs());
     options.set_max_open_files(1024);
     let mut host = Options::default();
     host.set_write_buffer_size(config.memtable_bytes.min(8 << 20));
@@ -164,6 +164,13 @@ fn open_db(config: &HostConfig, machine: &dyn StateMachine) -> Result<DB, OpenEr
     families.push(ColumnFamilyDescriptor::new(CF_HOST, host));
     families.push(ColumnFamilyDescriptor::new("default", Options::default()));
     DB::open_cf_descriptors(&options, &dir, families).map_err(|error| OpenError::engine(&dir, error))
+}
+
+/// Threads for flushes and compactions, by the machine's cores. RocksDB runs one compaction at a time as long as that keeps up,
+/// whatever this says; the others are for when files pile up in level 0, which ends in writes that wait.
+fn background_jobs() -> i32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cores.clamp(4, 8) as i32
 }
 
 fn next_incarnation(dir: &Path, db: &DB) -> Result<u64, OpenError> {

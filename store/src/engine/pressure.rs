@@ -1,0 +1,67 @@
+//! How far compaction is behind what is written. RocksDB slows writes down for it, and in the end stops them: everything that
+//! is applied on this store then waits, and with it who asks its leaders.
+
+use rocksdb::DB;
+use rocksdb::properties::num_files_at_level;
+use rocksdb::properties::{ACTUAL_DELAYED_WRITE_RATE, ESTIMATE_PENDING_COMPACTION_BYTES, IS_WRITE_STOPPED};
+
+use super::key::{ATTACHED, EVENTS, HISTORY, LATEST};
+
+/// What RocksDB does to writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Brake {
+    /// Nothing.
+    #[default]
+    Off,
+    /// They may not be faster than some bytes per second.
+    Slows,
+    /// They wait until something is compacted or flushed.
+    Stops,
+}
+
+/// What was seen last.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    brake: Brake,
+}
+
+impl Pressure {
+    /// Looks again, once a second or so: sets the gauges, and says when writes begin and cease to be held up.
+    pub fn look(&mut self, db: &DB) {
+        let number = |name| db.property_int_value(name).ok().flatten().unwrap_or(0);
+        let (rate, stopped) = (number(ACTUAL_DELAYED_WRITE_RATE), number(IS_WRITE_STOPPED) > 0);
+        let (level0_files, pending_bytes) = compaction_debt(db);
+        metrics::gauge!("braid_store_level0_files").set(level0_files as f64);
+        metrics::gauge!("braid_store_pending_compaction_bytes").set(pending_bytes as f64);
+        metrics::gauge!("braid_store_delayed_write_bytes_per_second").set(rate as f64);
+        metrics::gauge!("braid_store_writes_stopped").set(if stopped { 1.0 } else { 0.0 });
+        let brake = match (stopped, rate) {
+            (true, _) => Brake::Stops,
+            (false, 0) => Brake::Off,
+            (false, _) => Brake::Slows,
+        };
+        if std::mem::replace(&mut self.brake, brake) == brake {
+            return;
+        }
+        match brake {
+            Brake::Off => tracing::info!(level0_files, pending_bytes, "RocksDB holds writes up no more"),
+            Brake::Slows => {
+                tracing::warn!(rate, level0_files, pending_bytes, "compaction is behind: RocksDB slows writes down");
+            }
+            Brake::Stops => {
+                tracing::warn!(level0_files, pending_bytes, "compaction is behind: RocksDB takes no writes")
+            }
+        }
+    }
+}
+
+/// The most files that any family has in its level 0, and the bytes of all families that are to be compacted.
+fn compaction_debt(db: &DB) -> (u64, u64) {
+    let families = [LATEST, HISTORY, EVENTS, ATTACHED].into_iter().filter_map(|family| db.cf_handle(family));
+    families.fold((0, 0), |(files, bytes), family| {
+        let here = db.property_value_cf(family, num_files_at_level(0)).ok().flatten();
+        let here = here.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let pending = db.property_int_value_cf(family, ESTIMATE_PENDING_COMPACTION_BYTES).ok().flatten();
+        (files.max(here), bytes + pending.unwrap_or(0))
+    })
+}
