@@ -43,6 +43,7 @@ pub mod watch;
 mod admin;
 mod authority;
 mod cluster;
+mod gather;
 mod handled;
 mod hash_kv;
 mod http;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::authority::MendAuthority;
 use crate::front::Front;
+use crate::gather::Gather;
 
 /// Bytes of one request that a client may send before they are read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -81,7 +82,7 @@ async fn connection(builder: Arc<Builder<TokioExecutor>>, stream: TcpStream, fro
         tracing::debug!(%error, "a connection ended as it began");
         return;
     }
-    let connection = builder.serve_connection(TokioIo::new(MendAuthority::new(stream)), front);
+    let connection = builder.serve_connection(TokioIo::new(Gather::new(MendAuthority::new(stream))), front);
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection broke");
     }
