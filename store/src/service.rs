@@ -326,13 +326,9 @@ async fn serve_connection(
 ) {
     let (answers, mut answered) = mpsc::channel::<TaggedResponse>(IN_FLIGHT_MAX);
     let sender = tokio::spawn(async move {
-        while let Some(first) = answered.recv().await {
-            // Requests that are ready to be answered are answered first: one frame for all of them.
-            tokio::task::yield_now().await;
-            let mut responses = vec![first];
-            let others = std::iter::from_fn(|| answered.try_recv().ok());
-            responses.extend(others.take(FRAME_ANSWERS_MAX - 1));
-            let frame = ResponseFrame { responses };
+        let mut batch = Vec::new();
+        while answered.recv_many(&mut batch, FRAME_ANSWERS_MAX).await > 0 {
+            let frame = ResponseFrame { responses: std::mem::take(&mut batch) };
             if outgoing.send(Ok(frame)).await.is_err() {
                 break;
             }

@@ -46,8 +46,6 @@ struct State {
     last_id: u64,
     /// The task that writes, if it sleeps.
     writer: Option<Waker>,
-    /// Others have had their turn since the first waiting request.
-    yielded: bool,
 }
 
 /// What happens to requests.
@@ -107,21 +105,13 @@ impl Outbox {
         self.state.lock().ended
     }
 
-    /// Takes what the next frame carries, never nothing. `None`: the connection that asks has ended. Whoever asks has to ask
-    /// again once before it gets the first request: tasks that are ready put theirs beside it meanwhile.
+    /// Takes what the next frame carries, never nothing. `None`: the connection that asks has ended.
     pub fn poll_frame(&self, connection: u64, context: &mut Context<'_>) -> Poll<Option<Vec<TaggedRequest>>> {
         let mut state = self.state.lock();
         if state.ended != connection {
             return Poll::Ready(None);
         }
-        let open = state.gate == Gate::Open;
-        if open && !state.waiting.is_empty() && !state.yielded {
-            state.yielded = true;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let frame = if open { state.next_frame() } else { Vec::new() };
-        state.yielded = false;
+        let frame = if state.gate == Gate::Open { state.next_frame() } else { Vec::new() };
         if frame.is_empty() {
             state.writer = Some(context.waker().clone());
             return Poll::Pending;
