@@ -9,7 +9,7 @@ use super::key::{ATTACHED, EVENTS, HISTORY, LATEST};
 
 /// What RocksDB does to writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Brake {
+enum Brake {
     /// Nothing.
     #[default]
     Off,
@@ -64,4 +64,38 @@ fn compaction_debt(db: &DB) -> (u64, u64) {
         let pending = db.property_int_value_cf(family, ESTIMATE_PENDING_COMPACTION_BYTES).ok().flatten();
         (files.max(here), bytes + pending.unwrap_or(0))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rocksdb::Options;
+
+    use super::*;
+    use crate::engine::{Boundary, EngineOptions, column_families};
+
+    #[test]
+    fn files_that_pile_up_and_writes_that_wait_for_them_are_seen() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        let sizes = EngineOptions { block_cache_bytes: 4 << 20, memtable_bytes: 1 << 20 };
+        let families = column_families(&sizes, &Boundary::default());
+        let db = DB::open_cf_descriptors(&options, dir.path(), families).expect("a database");
+        let latest = db.cf_handle(LATEST).expect("a family");
+        let mut pressure = Pressure::default();
+        for files in 1..=3 {
+            db.put_cf(latest, b"key", b"value").expect("written");
+            db.flush_cf(latest).expect("flushed");
+            assert_eq!(compaction_debt(&db).0, files);
+        }
+        for (slows_at, stops_at, brake) in
+            [("20", "36", Brake::Off), ("2", "36", Brake::Slows), ("2", "3", Brake::Stops), ("20", "36", Brake::Off)]
+        {
+            let limits = [("level0_slowdown_writes_trigger", slows_at), ("level0_stop_writes_trigger", stops_at)];
+            db.set_options_cf(latest, &limits).expect("set");
+            pressure.look(&db);
+            assert_eq!(pressure.brake, brake, "3 files, {limits:?}");
+        }
+    }
 }
