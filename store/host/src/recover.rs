@@ -170,7 +170,7 @@ fn open_db(config: &HostConfig, machine: &dyn StateMachine) -> Result<DB, OpenEr
 /// whatever this says; the others are for when files pile up in level 0, which ends in writes that wait.
 fn background_jobs() -> i32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    cores.clamp(4, 8) as i32
+    cores.clamp(2, 8) as i32
 }
 
 fn next_incarnation(dir: &Path, db: &DB) -> Result<u64, OpenError> {
