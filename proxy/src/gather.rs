@@ -1,9 +1,9 @@
 //! One write to the socket for many answers.
 //!
 //! Calls of a connection that end at about the same time are answered by tasks of their own, and HTTP/2 flushes as soon as the
-//! first has said its word: without more, nearly every answer is a system call and a packet. Here a flush lets the tasks that
-//! are ready have their turn once, and writes what has come up by then. A connection with nothing else to do writes at
-//! once: its turn comes again immediately. etcd's server yields before it flushes for the same reason.
+//! first has said its word: an answer may be a system call and a packet of its own. Here a flush lets the tasks that are ready
+//! have their turn once, and writes what has come up by then. A connection with nothing else to do writes at once: its turn
+//! comes again immediately. grpc-go, with which etcd serves, yields before a small flush for the same reason.
 
 use std::io;
 use std::pin::Pin;

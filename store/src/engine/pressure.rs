@@ -68,20 +68,13 @@ fn compaction_debt(db: &DB) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use rocksdb::Options;
-
     use super::*;
-    use crate::engine::{Boundary, EngineOptions, column_families};
+    use crate::engine::tests::open;
 
     #[test]
     fn files_that_pile_up_and_writes_that_wait_for_them_are_seen() {
         let dir = tempfile::tempdir().expect("a folder");
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        let sizes = EngineOptions { block_cache_bytes: 4 << 20, memtable_bytes: 1 << 20 };
-        let families = column_families(&sizes, &Boundary::default());
-        let db = DB::open_cf_descriptors(&options, dir.path(), families).expect("a database");
+        let db = open(&dir);
         let latest = db.cf_handle(LATEST).expect("a family");
         let mut pressure = Pressure::default();
         for files in 1..=3 {

@@ -40,7 +40,7 @@ impl Random {
 }
 
 /// A database whose history is never compacted.
-fn open(dir: &TempDir) -> Arc<DB> {
+pub fn open(dir: &TempDir) -> Arc<DB> {
     open_with(dir, &Boundary::default())
 }
 

@@ -109,7 +109,7 @@ impl Peer {
             Ok(())
         } else if term > transfer.term && leader != raft::INVALID_ID {
             Err("another peer took over".to_owned())
-        } else if tick && self.leads(transfer.term) && self.raw.raft.lead_transferee != Some(transfer.to) {
+        } else if tick && self.leads(transfer.term) {
             Err("the target did not take over in time; leadership stays".to_owned())
         } else if tick && self.ticks >= transfer.deadline {
             Err("no leader is known after the transfer".to_owned())
