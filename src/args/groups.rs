@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use braid_host::config::SNAPSHOT_BYTES_PER_SECOND;
 use braid_host::transport::TransportConfig;
 use clap::Args;
 
@@ -84,8 +85,8 @@ pub struct StorageArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(4096..))]
     pub raft_log_keep_bytes: u64,
 
-    /// Bytes of replicas that are on their way to other stores in a second; 0: as fast as it goes
-    #[arg(long, value_name = "BYTES", default_value_t = 32 << 20)]
+    /// Bytes of replicas on their way between stores that a store writes in a second, and sends in a second; 0: as fast as it goes
+    #[arg(long, value_name = "BYTES", default_value_t = SNAPSHOT_BYTES_PER_SECOND)]
     pub snapshot_bytes_per_second: u64,
 }
 

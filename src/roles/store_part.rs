@@ -100,6 +100,7 @@ fn config(dir: PathBuf, registered: Registered, storage: &StorageArgs) -> Result
         log_purge_bytes: LOG_PURGE_BYTES,
         log_keep_entries: storage.raft_log_keep_entries,
         log_keep_bytes: storage.raft_log_keep_bytes,
+        snapshot_bytes_per_second: storage.snapshot_bytes_per_second,
         space: SpaceLimits { quota_bytes: storage.quota().unwrap_or(0), ..SpaceLimits::default() },
     })
 }

@@ -119,6 +119,7 @@ async fn open(id: u64, dir: &TempDir, numbers: &Arc<Counter>, registry: &LocalRe
         log_purge_bytes: 64 << 20,
         log_keep_entries: 10_000,
         log_keep_bytes: 64 << 20,
+        snapshot_bytes_per_second: 0,
         space: SpaceLimits { quota_bytes: 0, free_bytes_min: 0 },
     };
     let cluster = Regions::connect(CLUSTER, Arc::clone(&placement));

@@ -61,6 +61,8 @@ pub struct StoreConfig {
     pub log_keep_entries: u64,
     /// Bytes of a region's log, likewise.
     pub log_keep_bytes: u64,
+    /// Bytes of raft snapshots written in a second, those for other stores and those from them; 0: no limit.
+    pub snapshot_bytes_per_second: u64,
     /// When puts are refused.
     pub space: SpaceLimits,
 }
@@ -312,5 +314,6 @@ fn host_config(config: &StoreConfig) -> HostConfig {
         log_purge_bytes: config.log_purge_bytes,
         log_keep_entries: config.log_keep_entries,
         log_keep_bytes: config.log_keep_bytes,
+        snapshot_bytes_per_second: config.snapshot_bytes_per_second,
     }
 }

@@ -90,6 +90,7 @@ impl Cluster {
             log_purge_bytes: 64 << 20,
             log_keep_entries: 10_000,
             log_keep_bytes: 64 << 20,
+            snapshot_bytes_per_second: 0,
             space: self.space,
         };
         let cluster = Regions::connect(CLUSTER, Arc::clone(&placement));

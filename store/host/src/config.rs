@@ -8,6 +8,9 @@ use braid_proto::pb::Domain;
 
 use crate::support::SupportConfig;
 
+/// Bytes of raft snapshots that a host writes in a second, and sends in a second: 64 MiB in two seconds.
+pub const SNAPSHOT_BYTES_PER_SECOND: u64 = 32 << 20;
+
 /// Length of one raft tick. Heartbeats and elections are counted in ticks; etcd's 100 ms heartbeat is one tick.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Ticks between a leader's heartbeats.
@@ -49,6 +52,9 @@ pub struct HostConfig {
     pub log_keep_entries: u64,
     /// Bytes of a region's log, likewise.
     pub log_keep_bytes: u64,
+    /// Bytes of raft snapshots written in a second, those for other hosts and those from them; 0: as fast as it goes. What is
+    /// sent has a limit of its own ([`crate::transport::TransportConfig`]).
+    pub snapshot_bytes_per_second: u64,
 }
 
 impl HostConfig {
@@ -65,6 +71,7 @@ impl HostConfig {
             log_purge_bytes: 1 << 30,
             log_keep_entries: 20_000,
             log_keep_bytes: 256 << 20,
+            snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::inbound::Door;
 use crate::log::LogStore;
 use crate::mail::{Birth, MailBox, Note, Origin};
 use crate::meta::{ApplyState, Key, RegionState};
+use crate::pace::Pace;
 use crate::peer::{Env, raft_logger};
 use crate::recover::{self, Found, Opened};
 use crate::snapshot::{self, HelperTask};
@@ -68,6 +69,7 @@ pub(crate) struct Core {
     pub snap_dir: PathBuf,
     pub snapshot_number: AtomicU64,
     pub snapshots_running: Arc<AtomicUsize>,
+    pub snapshot_pace: Pace,
     /// Bytes of committed entries on their way to the apply thread.
     pub apply_bytes: AtomicUsize,
     /// Until then peers of an earlier start neither vote nor campaign.
@@ -208,6 +210,7 @@ impl Host {
             snap_dir: snap_dir.clone(),
             snapshot_number: AtomicU64::new(0),
             snapshots_running: Arc::default(),
+            snapshot_pace: Pace::new(config.snapshot_bytes_per_second),
             apply_bytes: AtomicUsize::new(0),
             still_until: Now::monotonic().plus(timing.quiet()),
             neighbours: ArcSwap::default(),

@@ -89,6 +89,12 @@ impl Inbound for Door {
     fn snapshot_dir(&self) -> &Path {
         &self.snap_dir
     }
+
+    fn snapshot_turn(&self, bytes: usize) {
+        if let Some(core) = self.core.upgrade() {
+            core.snapshot_pace.take_blocking(bytes);
+        }
+    }
 }
 
 fn open(message: RaftMessage) -> Option<Letter> {

@@ -42,6 +42,7 @@ mod log;
 mod mail;
 mod merge;
 mod meta;
+mod pace;
 mod peer;
 mod proposals;
 mod reads;
@@ -61,6 +62,7 @@ pub use error::OpenError;
 pub use handle::{PROPOSAL_BYTES_MAX, PeerHandle, Transferred};
 pub use host::{Host, SupportHeld};
 pub use merge::Frozen;
+pub use pace::Pace;
 pub use reads::Confirmed;
 pub use split::SplitSpec;
 
@@ -233,4 +235,7 @@ pub trait Inbound: Send + Sync + 'static {
 
     /// Folder for incoming snapshots (on the disk of the data, so that files can be moved in).
     fn snapshot_dir(&self) -> &Path;
+
+    /// Sleeps until so many bytes may be written to [`Self::snapshot_dir`]: on a thread that may block.
+    fn snapshot_turn(&self, bytes: usize);
 }

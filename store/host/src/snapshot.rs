@@ -33,12 +33,15 @@ use crate::error::fatal;
 use crate::host::Core;
 use crate::mail::Note;
 use crate::meta::{ApplyState, CF_HOST, Key, PeerState, RegionState};
+use crate::pace::Pace;
 use crate::peer::Install;
 use crate::storage::SnapshotFiles;
 use crate::{DataRange, PeerHandle, RegionMachine, StateMachine};
 
 /// Raft snapshots of a host that are made or on their way at once.
 const SNAPSHOTS_MAX: usize = 2;
+/// Bytes of a file that go to the disk at once: the raft log is on the same one, and its next write waits behind them.
+const PIECE_BYTES: u64 = 1 << 20;
 /// Bytes after which the next file begins.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -123,7 +126,7 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
         rows.seek_to_first();
         while rows.valid() {
             let path = dir.join(format!("{}.sst", files.files.len()));
-            let bytes = write_file(&path, &mut rows)?;
+            let bytes = write_file(&path, &mut rows, &core.snapshot_pace)?;
             let crc32 = checksum(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             manifest.files.push(SnapshotFile { cf: range.cf.to_owned(), bytes, crc32 });
             files.files.push(path);
@@ -139,19 +142,24 @@ fn generate(core: &Core, region: u64, permit: Permit) -> Result<(Box<Snapshot>, 
     Ok((Box::new(snapshot), files))
 }
 
-/// Writes rows up to a file's size; leaves the iterator on the first row of the next file.
-fn write_file(path: &Path, rows: &mut rocksdb::DBRawIterator<'_>) -> Result<u64, String> {
+/// Writes rows up to a file's size, at the pace of the host; leaves the iterator on the first row of the next file.
+fn write_file(path: &Path, rows: &mut rocksdb::DBRawIterator<'_>, pace: &Pace) -> Result<u64, String> {
     let mut options = Options::default();
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-    // Little by little, as the raft log is on the same disk.
-    options.set_bytes_per_sync(1 << 20);
+    options.set_bytes_per_sync(PIECE_BYTES);
     let mut file = SstFileWriter::create(&options);
     let wrong = |error: rocksdb::Error| format!("{}: {error}", path.display());
     file.open(path).map_err(wrong)?;
+    let mut paid = 0;
     while let Some((key, value)) = rows.item() {
         file.put(key, value).map_err(wrong)?;
         rows.next();
-        if file.file_size() >= FILE_BYTES_MAX {
+        let bytes = file.file_size();
+        if bytes >= paid + PIECE_BYTES {
+            pace.take_blocking((bytes - paid) as usize);
+            paid = bytes;
+        }
+        if bytes >= FILE_BYTES_MAX {
             break;
         }
     }
@@ -350,4 +358,34 @@ fn reopen(
     let delegate = Delegate { handle: handle.clone(), machine: Arc::clone(&machine), state: apply };
     core.apply_later(ApplyTask::Register(Box::new(delegate)));
     machine
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_no_faster_than_it_may_be() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let db = DB::open_default(dir.path().join("db")).expect("a database");
+        // Bytes that do not pack.
+        let mut seed = 1_u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 56) as u8
+        };
+        for key in 0..4_096_u32 {
+            let value: Vec<u8> = (0..1_024).map(|_| random()).collect();
+            db.put(key.to_be_bytes(), value).expect("written");
+        }
+        let mut rows = db.raw_iterator();
+        rows.seek_to_first();
+        let begun = Instant::now();
+        let bytes = write_file(&dir.path().join("0.sst"), &mut rows, &Pace::new(8 << 20)).expect("a file");
+        assert!(bytes > 4 << 20 && !rows.valid());
+        // The first of four pieces goes at once, and nothing is paid for after the last.
+        assert!(begun.elapsed() >= Duration::from_millis(250), "{:?}", begun.elapsed());
+    }
 }

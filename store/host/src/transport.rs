@@ -20,7 +20,6 @@ mod address_book;
 mod client;
 mod lane;
 mod local;
-mod pace;
 mod receive;
 mod send;
 mod service;

@@ -13,10 +13,11 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::lane::{Key, Lane};
-use super::pace::Pace;
 use super::send::{Outcome, SendSnapshot};
 use super::{AddressBook, LocalRegistry, SNAPSHOTS_AT_ONCE};
 use crate::Transport;
+use crate::config::SNAPSHOT_BYTES_PER_SECOND;
+use crate::pace::Pace;
 
 /// A target is reported as unreachable at most this often.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
@@ -30,8 +31,7 @@ pub struct TransportConfig {
 
 impl Default for TransportConfig {
     fn default() -> Self {
-        // A region of the usual size in three seconds, and the disks of both sides still serve clients.
-        TransportConfig { snapshot_bytes_per_second: 32 << 20 }
+        TransportConfig { snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Takes one raft snapshot: its files go to a folder of their own, and to the host only if all of them are right.
 //!
 //! 1. The first frame's message says in its manifest which files come, how long they are and their sums.
-//! 2. A thread writes them; a byte too many ends it at once, so a sender cannot fill the disk beyond its word.
+//! 2. A thread writes them, at the host's pace; the sender waits meanwhile. A byte too many ends it at once, so a sender
+//!    cannot fill the disk beyond its word.
 //! 3. At the end sizes and sums are compared, files and folder synced, and the folder given to the host.
 //! 4. On any error, and if the sender goes away before the end, the folder is removed.
 
@@ -52,7 +53,10 @@ impl Intake {
             let mut folder = Folder::new(inbound.snapshot_dir(), manifest.files).map_err(failed)?;
             loop {
                 match steps.blocking_recv() {
-                    Some(Step::Chunk { file, data }) => folder.write(file as usize, &data)?,
+                    Some(Step::Chunk { file, data }) => {
+                        inbound.snapshot_turn(data.len());
+                        folder.write(file as usize, &data)?;
+                    }
                     Some(Step::End) => break,
                     None => return Err(Status::aborted("the sender went away in the middle of the snapshot")),
                 }

@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::pace::Pace;
 use super::receive::{self, Intake};
 use super::{AddressBook, LocalRegistry, MESSAGE_BYTES_MAX, endpoint, explain, name};
+use crate::pace::Pace;
 
 /// Bytes of one chunk.
 const CHUNK_BYTES: usize = 512 << 10;

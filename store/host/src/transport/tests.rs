@@ -5,6 +5,7 @@ mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use braid_proto::id::ClusterId;
@@ -30,6 +31,8 @@ struct Mirror {
     frames: mpsc::UnboundedSender<RaftFrame>,
     snapshots: mpsc::UnboundedSender<(RaftFrame, PathBuf)>,
     folder: tempfile::TempDir,
+    /// Bytes of snapshots for which a turn was asked.
+    turns: AtomicUsize,
 }
 
 struct Received {
@@ -43,7 +46,7 @@ impl Received {
         let (frames, frames_in) = mpsc::unbounded_channel();
         let (snapshots, snapshots_in) = mpsc::unbounded_channel();
         let folder = tempfile::tempdir().unwrap();
-        let mirror = Mirror { frames, snapshots, folder };
+        let mirror = Mirror { frames, snapshots, folder, turns: AtomicUsize::new(0) };
         Received { mirror: Arc::new(mirror), frames: frames_in, snapshots: snapshots_in }
     }
 
@@ -73,6 +76,10 @@ impl Inbound for Mirror {
 
     fn snapshot_dir(&self) -> &Path {
         self.folder.path()
+    }
+
+    fn snapshot_turn(&self, bytes: usize) {
+        self.turns.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -80,6 +80,8 @@ async fn files_arrive_intact_over_the_network() {
     assert_eq!(arrived, frame);
     assert_eq!(folder.parent(), Some(received.mirror.folder.path()));
     assert_intact(&files, &folder);
+    let bytes: usize = files.contents.iter().map(Vec::len).sum();
+    assert_eq!(received.mirror.turns.load(Ordering::Relaxed), bytes, "each byte has had its turn");
     assert!(files.paths().iter().all(|path| path.exists()), "the sender's files stay the sender's");
 
     let other = send(&transport, frame, files.paths()).await;
