@@ -64,9 +64,7 @@ impl Request {
             Self::Txn(txn) => txn_puts(txn),
         }
     }
-}
 
-impl Request {
     /// What it reads and, where the flag is set, writes: both branches of a transaction.
     pub fn accesses(&self) -> Vec<(KeyRange, bool)> {
         match self {
