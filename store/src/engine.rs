@@ -56,7 +56,7 @@ pub use merge::merge;
 pub use newest::NewestRecords;
 pub use options::{EngineOptions, column_families, data_ranges};
 pub use point::Unread;
-pub use pressure::Pressure;
+pub use pressure::{Debt, LEVEL0_FULL, LEVEL0_SLOW, Pressure};
 pub use region::RegionData;
 pub use size::NoHalf;
 pub use snapshot::Snapshot;

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::compaction::{Compaction, Heard};
-use crate::engine::{self, Pressure};
+use crate::engine;
 use crate::machine::Regions;
 use crate::region::Shared;
 use crate::reports::Reports;
@@ -53,8 +53,6 @@ pub struct Heartbeat {
     pub reports: Reports,
     /// Heartbeats that were tried.
     pub beats: u64,
-    /// How far compaction was behind at the last one.
-    pub pressure: Pressure,
 }
 
 impl Heartbeat {
@@ -80,7 +78,6 @@ impl Heartbeat {
     /// One heartbeat. Returns whether the next one must be full.
     async fn beat(&mut self, full: bool) -> bool {
         self.shared.space.refresh(self.host.data_bytes() + engine::memtable_bytes(&self.host.db()));
-        self.pressure.look(&self.host.db());
         // If this does not arrive, the next one is full.
         let leaders = self.reports.gather(&self.regions, &self.shared, full);
         let stats = self.stats();

@@ -12,11 +12,14 @@
 
 mod compaction;
 pub mod engine;
+mod flow;
 mod frontier;
 mod hash;
 mod heartbeat;
 mod leases;
 mod load;
+#[cfg(test)]
+mod lone;
 mod machine;
 mod merge;
 mod multi;

@@ -33,6 +33,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use crate::engine::{Boundary, NewestRecords, RegionData};
+use crate::flow::Flow;
 use crate::frontier::Promise;
 use crate::leases::{self, Revocations};
 use crate::load::Load;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub busy: Busy,
     /// Where the keys of regions are that have ended.
     pub ended: Ended,
+    /// Slows puts down when compaction is behind.
+    pub flow: Flow,
 }
 
 /// The region peers of a store.
@@ -325,6 +328,7 @@ impl RegionPeer {
             }
             for effect in &mut effects {
                 if let Effect::Propose { entry, term, data } = effect {
+                    self.shared.flow.proposed(data.len());
                     self.propose(*entry, *term, std::mem::take(data));
                 }
             }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use braid_proto::error;
 use braid_proto::id::{ClusterId, RegionId, StoreId};
 use braid_proto::key::{KeyRange, lease_key};
+use braid_proto::pb::refusal::Reason;
 use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
-    ChangePeersRequest, ChangePeersResponse, CreateRegionsRequest, CreateRegionsResponse, LeaseRange,
+    Busy, ChangePeersRequest, ChangePeersResponse, CreateRegionsRequest, CreateRegionsResponse, LeaseRange,
     MergeRegionRequest, MergeRegionResponse, Refusal, RegionEpoch, RegionRequest, RegionResponse, RequestFrame,
     ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
     TransferLeaderResponse, WatchFeed, WatchOrder, region_request,
@@ -19,12 +20,15 @@ use braid_store_core::eval::Request;
 use braid_store_core::pipeline::{LeaseWork, Work, busy};
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
+use crate::flow::Turn;
 use crate::frontier;
 use crate::hash;
 use crate::leases;
@@ -33,7 +37,7 @@ use crate::merge;
 use crate::multi;
 use crate::orders;
 use crate::read;
-use crate::region::{RegionPeer, etcd_error, refusal};
+use crate::region::{RegionPeer, Reply, etcd_error, refusal};
 
 /// Requests of one connection that may be under way; beyond it they are refused as busy.
 const IN_FLIGHT_MAX: usize = 16_384;
@@ -64,9 +68,9 @@ impl RegionService for LocalRegions {
         }
         match request.op {
             Some(region_request::Op::Read(read)) => Box::pin(read::read(region, read, epoch)),
-            Some(region_request::Op::Put(put)) => write(&region, epoch, Request::Put(put)),
-            Some(region_request::Op::DeleteRange(delete)) => write(&region, epoch, Request::DeleteRange(delete)),
-            Some(region_request::Op::Txn(txn)) => write(&region, epoch, Request::Txn(txn)),
+            Some(region_request::Op::Put(put)) => write(region, epoch, Request::Put(put)),
+            Some(region_request::Op::DeleteRange(delete)) => write(region, epoch, Request::DeleteRange(delete)),
+            Some(region_request::Op::Txn(txn)) => write(region, epoch, Request::Txn(txn)),
             Some(region_request::Op::Lock(lock)) => {
                 let key_ranges = lock.ranges.iter().map(|range| (&range.start, &range.end));
                 let reads = lock.reads.iter().map(|read| (&read.start, &read.end));
@@ -78,7 +82,8 @@ impl RegionService for LocalRegions {
                 if lock.puts && !region.shared().space.writable() {
                     return ready(etcd_error(error::NO_SPACE));
                 }
-                work(&region, epoch, Work::Lock(lock), span_ok)
+                let turn = region.shared().flow.admit(|| if lock.puts { lock.encoded_len() } else { 0 });
+                in_turn(region, turn, move |region, reply| region.work(Work::Lock(lock), epoch, span_ok, reply))
             }
             Some(region_request::Op::Decide(decide)) => {
                 let span_ok = decide.shares.first().is_some_and(|own| holds(&region, &own.key));
@@ -145,16 +150,49 @@ impl RegionService for LocalRegions {
     }
 }
 
-fn write(region: &RegionPeer, epoch: RegionEpoch, request: Request) -> BoxFuture<RegionResponse> {
-    let range = region.handle().region().range();
-    let span_ok = match &request {
-        Request::Put(put) => range.contains_range(&KeyRange::user(&put.key, b"")),
-        Request::DeleteRange(delete) => range.contains_range(&KeyRange::user(&delete.key, &delete.range_end)),
-        Request::Txn(txn) => txn_within(txn, &range),
-    };
+fn write(region: Arc<RegionPeer>, epoch: RegionEpoch, request: Request) -> BoxFuture<RegionResponse> {
+    let turn = region.shared().flow.admit(|| match &request {
+        Request::Put(put) => put.encoded_len(),
+        Request::Txn(txn) if request.puts() => txn.encoded_len(),
+        Request::Txn(_) | Request::DeleteRange(_) => 0,
+    });
+    in_turn(region, turn, move |region, reply| {
+        let range = region.handle().region().range();
+        let span_ok = match &request {
+            Request::Put(put) => range.contains_range(&KeyRange::user(&put.key, b"")),
+            Request::DeleteRange(delete) => range.contains_range(&KeyRange::user(&delete.key, &delete.range_end)),
+            Request::Txn(txn) => txn_within(txn, &range),
+        };
+        region.write(request, epoch, span_ok, reply);
+    })
+}
+
+/// Has `submit` bring work to the region when its turn has come: at once, as a rule.
+fn in_turn(
+    region: Arc<RegionPeer>,
+    turn: Turn,
+    submit: impl FnOnce(&RegionPeer, Reply) + Send + 'static,
+) -> BoxFuture<RegionResponse> {
     let (reply, answer) = oneshot::channel();
-    region.write(request, epoch, span_ok, reply);
-    Box::pin(async move { answer.await.unwrap_or_else(|_| refusal(unanswered())) })
+    let answered = async move { answer.await.unwrap_or_else(|_| refusal(unanswered())) };
+    match turn {
+        Turn::Now => {
+            submit(&region, reply);
+            Box::pin(answered)
+        }
+        Turn::At(turn) => Box::pin(async move {
+            sleep_until(turn).await;
+            submit(&region, reply);
+            drop(region);
+            answered.await
+        }),
+        Turn::Later(wait) => {
+            let what = "compaction of this store is behind: puts are slowed down".to_owned();
+            ready(refusal(Refusal {
+                reason: Some(Reason::Busy(Busy { what, retry_after_ms: wait.as_millis() as u32 })),
+            }))
+        }
+    }
 }
 
 fn work(region: &RegionPeer, epoch: RegionEpoch, work: Work, span_ok: bool) -> BoxFuture<RegionResponse> {

@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::compaction::Compaction;
-use crate::engine::{Boundary, EngineOptions, NewestRecords, Pressure};
+use crate::engine::{Boundary, EngineOptions, NewestRecords};
+use crate::flow::{self, Flow};
 use crate::heartbeat::Heartbeat;
 use crate::machine::Regions;
 use crate::merge::Ended;
@@ -121,6 +122,7 @@ pub struct Store {
     heartbeat: JoinHandle<()>,
     ticker: JoinHandle<()>,
     rounds: JoinHandle<()>,
+    flow: JoinHandle<()>,
     publisher: Arc<Publisher>,
 }
 
@@ -155,6 +157,7 @@ impl Store {
             revocations: Arc::default(),
             busy: Busy::default(),
             ended: Ended::default(),
+            flow: Flow::default(),
         };
         let shared = Arc::new(shared);
         let engine =
@@ -175,6 +178,7 @@ impl Store {
         let compaction = Compaction::start(host.db(), Arc::clone(&shared.boundary), delay, move || tell.notify_one());
         let compaction = Arc::new(compaction.map_err(|error| OpenError::Refused(format!("no thread: {error}")))?);
         let (stop, stopped) = signal::channel(false);
+        let flow = tokio::spawn(flow::run(Arc::clone(&host), Arc::clone(&shared), stopped.clone()));
         let (refuse, refused) = signal::channel(String::new());
         let heartbeat = Heartbeat {
             refused: refuse,
@@ -189,7 +193,6 @@ impl Store {
             addresses,
             reports: Reports::default(),
             beats: 0,
-            pressure: Pressure::default(),
         };
         let ticker = tokio::spawn(multi::tick(Arc::clone(&regions), stopped.clone()));
         let rounds = tokio::spawn(watch::run(Arc::clone(&publisher), stopped.clone()));
@@ -207,6 +210,7 @@ impl Store {
             heartbeat,
             ticker,
             rounds,
+            flow,
             publisher,
         })
     }
@@ -290,6 +294,7 @@ impl Store {
         _ = self.heartbeat.await;
         _ = self.ticker.await;
         _ = self.rounds.await;
+        _ = self.flow.await;
         self.cluster.remove_local(self.config.store_id);
         let (host, compaction) = (self.host, self.compaction);
         let ended = tokio::task::spawn_blocking(move || {

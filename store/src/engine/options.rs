@@ -24,6 +24,9 @@ const MEMTABLE_BLOOM_RATIO: f64 = 0.05;
 /// Deletes among so many neighbouring rows of a new file that call for its compaction: a scan over keys that were deleted
 /// steps over every one of them until then.
 const DELETES_COMPACTED: (usize, usize) = (4_096, 2_048);
+/// Files in level 0 at which RocksDB slows writes down, and at which it takes none: a last resort behind flow control, which
+/// slows puts down before (`pressure`).
+const LEVEL0_BRAKES: (i32, i32) = (48, 64);
 /// Memtables of one column family, the active one included.
 const MEMTABLES_MAX: i32 = 3;
 
@@ -46,6 +49,8 @@ pub fn column_families(options: &EngineOptions, boundary: &Boundary) -> Vec<Colu
         family.set_write_buffer_size(memtable_bytes);
         family.set_max_write_buffer_number(MEMTABLES_MAX);
         family.set_level_compaction_dynamic_level_bytes(true);
+        family.set_level_zero_slowdown_writes_trigger(LEVEL0_BRAKES.0);
+        family.set_level_zero_stop_writes_trigger(LEVEL0_BRAKES.1);
         family
     };
     let blocks = |block_bytes| {
@@ -138,3 +143,6 @@ pub fn data_ranges(region: &Region) -> Vec<DataRange> {
         DataRange { cf: LEASES, start: range.start.to_vec(), end: range.end.to_vec() },
     ]
 }
+
+const _: () =
+    assert!(super::pressure::LEVEL0_FULL < LEVEL0_BRAKES.0 as u64, "puts are slowed down before all writes are");
