@@ -69,7 +69,7 @@ pub(crate) struct Core {
     pub snap_dir: PathBuf,
     pub snapshot_number: AtomicU64,
     pub snapshots_running: Arc<AtomicUsize>,
-    pub snapshot_pace: Pace,
+    pub snapshot_pace: Arc<Pace>,
     /// Bytes of committed entries on their way to the apply thread.
     pub apply_bytes: AtomicUsize,
     /// Until then peers of an earlier start neither vote nor campaign.
@@ -194,6 +194,7 @@ impl Host {
         let (gc, gc_tasks) = unbounded();
         let keep = Keep { entries: config.log_keep_entries, bytes: config.log_keep_bytes };
         let support = Arc::new(SupportTable::new(config.host_id, incarnation, timing.support));
+        let snapshot_pace = Arc::new(Pace::new(config.snapshot_bytes_per_second));
         let core = Arc::new(Core {
             cluster_id: config.cluster_id,
             domain: config.domain,
@@ -210,7 +211,7 @@ impl Host {
             snap_dir: snap_dir.clone(),
             snapshot_number: AtomicU64::new(0),
             snapshots_running: Arc::default(),
-            snapshot_pace: Pace::new(config.snapshot_bytes_per_second),
+            snapshot_pace: Arc::clone(&snapshot_pace),
             apply_bytes: AtomicUsize::new(0),
             still_until: Now::monotonic().plus(timing.quiet()),
             neighbours: ArcSwap::default(),
@@ -225,7 +226,7 @@ impl Host {
         core.refresh_neighbours();
         let threads = start_threads(&core, boxes, (apply_tasks, apply_bell), &helper_tasks, gc_tasks)
             .map_err(|error| OpenError::io(&config.dir, error))?;
-        let inbound = Arc::new(Door { core: Arc::downgrade(&core), snap_dir });
+        let inbound = Arc::new(Door { core: Arc::downgrade(&core), snap_dir, snapshot_pace });
         tracing::info!(host = config.host_id, incarnation, dir = %config.dir.display(), "raft host open");
         Ok(Host { core, inbound, threads: Mutex::new(Some(threads)), stopped: AtomicBool::new(false) })
     }
@@ -377,6 +378,7 @@ impl Host {
     pub fn shutdown(&self) {
         self.stopped.store(true, std::sync::atomic::Ordering::Release);
         let Some(threads) = self.threads.lock().take() else { return };
+        self.core.snapshot_pace.close();
         for post in &self.core.posts {
             post.notes.send(Note::Stop);
         }

@@ -15,12 +15,14 @@ use raft::eraftpb::{Message, MessageType};
 use crate::Inbound;
 use crate::host::Core;
 use crate::mail::{Letter, Mail, Parcel, SnapshotDir};
+use crate::pace::Pace;
 use crate::support::Now;
 
 /// Where the transport of a host delivers. Outlives the host; then it drops everything.
 pub(crate) struct Door {
     pub core: Weak<Core>,
     pub snap_dir: PathBuf,
+    pub snapshot_pace: Arc<Pace>,
 }
 
 impl Door {
@@ -90,10 +92,8 @@ impl Inbound for Door {
         &self.snap_dir
     }
 
-    fn snapshot_turn(&self, bytes: usize) {
-        if let Some(core) = self.core.upgrade() {
-            core.snapshot_pace.take_blocking(bytes);
-        }
+    fn snapshot_pace(&self) -> Arc<Pace> {
+        Arc::clone(&self.snapshot_pace)
     }
 }
 

@@ -236,6 +236,6 @@ pub trait Inbound: Send + Sync + 'static {
     /// Folder for incoming snapshots (on the disk of the data, so that files can be moved in).
     fn snapshot_dir(&self) -> &Path;
 
-    /// Sleeps until so many bytes may be written to [`Self::snapshot_dir`]: on a thread that may block.
-    fn snapshot_turn(&self, bytes: usize);
+    /// How fast [`Self::snapshot_dir`] may be written to.
+    fn snapshot_pace(&self) -> Arc<Pace>;
 }

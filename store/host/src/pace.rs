@@ -1,9 +1,9 @@
 //! A bandwidth limit by appointment: whoever wants to let bytes through is told when its turn comes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
 
 /// Shared by everything that goes through under one limit.
@@ -13,12 +13,15 @@ pub struct Pace {
     bytes_per_second: AtomicU64,
     /// When the bytes that were let through so far are paid for.
     free_at: Mutex<Option<Instant>>,
+    is_closed: AtomicBool,
+    /// Notified, under the lock of `free_at`, when it is closed.
+    closed: Condvar,
 }
 
 impl Pace {
     /// So many bytes per second; 0: no limit.
     pub fn new(bytes_per_second: u64) -> Self {
-        Pace { bytes_per_second: bytes_per_second.into(), free_at: Mutex::default() }
+        Pace { bytes_per_second: bytes_per_second.into(), ..Pace::default() }
     }
 
     /// Another limit for what asks from now on; 0: none. Turns that were given stay as they are.
@@ -38,12 +41,22 @@ impl Pace {
         }
     }
 
-    /// Sleeps until `bytes` may leave, on a thread that may block.
-    pub fn take_blocking(&self, bytes: usize) {
-        let now = Instant::now();
-        if let Ok(Some(turn)) = self.turn(bytes, now, Duration::MAX) {
-            std::thread::sleep(turn - now);
+    /// Blocks until `bytes` may leave. False: it was closed, and they may not.
+    pub fn take_blocking(&self, bytes: usize) -> bool {
+        if let Ok(Some(turn)) = self.turn(bytes, Instant::now(), Duration::MAX) {
+            let mut free_at = self.free_at.lock();
+            while !self.is_closed.load(Ordering::Relaxed) && Instant::now() < turn {
+                self.closed.wait_until(&mut free_at, turn.into_std());
+            }
         }
+        !self.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// Whoever blocks goes on at once, and nobody blocks from now on.
+    pub fn close(&self) {
+        let _free_at = self.free_at.lock();
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.closed.notify_all();
     }
 
     /// When `bytes` may go; none: at once.
@@ -99,5 +112,18 @@ mod tests {
         pace.set(0);
         assert!(!pace.is_limited());
         assert_eq!(pace.turn(1, start, patience), Ok(None), "no limit any more");
+    }
+
+    #[test]
+    fn closing_ends_the_longest_wait() {
+        let pace = std::sync::Arc::new(Pace::new(1));
+        assert!(pace.take_blocking(1 << 20), "the first one goes at once");
+        let waits = std::thread::spawn({
+            let pace = std::sync::Arc::clone(&pace);
+            move || pace.take_blocking(1)
+        });
+        pace.close();
+        assert!(!waits.join().expect("ended"), "after twelve days otherwise");
+        assert!(!pace.take_blocking(1));
     }
 }

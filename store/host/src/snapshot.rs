@@ -156,7 +156,9 @@ fn write_file(path: &Path, rows: &mut rocksdb::DBRawIterator<'_>, pace: &Pace) -
         rows.next();
         let bytes = file.file_size();
         if bytes >= paid + PIECE_BYTES {
-            pace.take_blocking((bytes - paid) as usize);
+            if !pace.take_blocking((bytes - paid) as usize) {
+                return Err("the host stops".to_owned());
+            }
             paid = bytes;
         }
         if bytes >= FILE_BYTES_MAX {

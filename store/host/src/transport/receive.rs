@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use crate::Inbound;
+use crate::pace::Pace;
 
 /// How long a snapshot waits for one of the places of this process.
 pub(super) const PLACE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,6 +38,8 @@ const CHUNKS_WAITING: usize = 4;
 pub(super) struct Intake {
     chunks: mpsc::Sender<Step>,
     writer: JoinHandle<Result<(), Status>>,
+    /// Of the host.
+    pace: Arc<Pace>,
 }
 
 enum Step {
@@ -49,14 +52,12 @@ impl Intake {
     pub(super) fn start(frame: RaftFrame, inbound: Arc<dyn Inbound>) -> Result<Self, Status> {
         let manifest = manifest(&frame)?;
         let (chunks, mut steps) = mpsc::channel(CHUNKS_WAITING);
+        let pace = inbound.snapshot_pace();
         let writer = tokio::task::spawn_blocking(move || {
             let mut folder = Folder::new(inbound.snapshot_dir(), manifest.files).map_err(failed)?;
             loop {
                 match steps.blocking_recv() {
-                    Some(Step::Chunk { file, data }) => {
-                        inbound.snapshot_turn(data.len());
-                        folder.write(file as usize, &data)?;
-                    }
+                    Some(Step::Chunk { file, data }) => folder.write(file as usize, &data)?,
                     Some(Step::End) => break,
                     None => return Err(Status::aborted("the sender went away in the middle of the snapshot")),
                 }
@@ -64,11 +65,12 @@ impl Intake {
             inbound.receive_snapshot(frame, folder.finish()?);
             Ok(())
         });
-        Ok(Intake { chunks, writer })
+        Ok(Intake { chunks, writer, pace })
     }
 
-    /// Queues bytes of a file. False: writing has failed, and [`Intake::finish`] says why.
+    /// Queues bytes of a file when their turn has come. False: writing has failed, and [`Intake::finish`] says why.
     pub(super) async fn take(&mut self, file: u32, data: Bytes) -> bool {
+        self.pace.take(data.len()).await;
         counter!("braid_snapshot_received_bytes_total").increment(data.len() as u64);
         self.chunks.send(Step::Chunk { file, data }).await.is_ok()
     }

@@ -5,7 +5,6 @@ mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use braid_proto::id::ClusterId;
@@ -20,6 +19,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 
 use super::*;
+use crate::config::SNAPSHOT_BYTES_PER_SECOND;
+use crate::pace::Pace;
 use crate::{Inbound, Transport};
 
 const CLUSTER: ClusterId = ClusterId(0xC1);
@@ -31,8 +32,7 @@ struct Mirror {
     frames: mpsc::UnboundedSender<RaftFrame>,
     snapshots: mpsc::UnboundedSender<(RaftFrame, PathBuf)>,
     folder: tempfile::TempDir,
-    /// Bytes of snapshots for which a turn was asked.
-    turns: AtomicUsize,
+    pace: Arc<Pace>,
 }
 
 struct Received {
@@ -46,7 +46,7 @@ impl Received {
         let (frames, frames_in) = mpsc::unbounded_channel();
         let (snapshots, snapshots_in) = mpsc::unbounded_channel();
         let folder = tempfile::tempdir().unwrap();
-        let mirror = Mirror { frames, snapshots, folder, turns: AtomicUsize::new(0) };
+        let mirror = Mirror { frames, snapshots, folder, pace: Arc::new(Pace::new(SNAPSHOT_BYTES_PER_SECOND)) };
         Received { mirror: Arc::new(mirror), frames: frames_in, snapshots: snapshots_in }
     }
 
@@ -78,8 +78,8 @@ impl Inbound for Mirror {
         self.folder.path()
     }
 
-    fn snapshot_turn(&self, bytes: usize) {
-        self.turns.fetch_add(bytes, Ordering::Relaxed);
+    fn snapshot_pace(&self) -> Arc<Pace> {
+        Arc::clone(&self.pace)
     }
 }
 
