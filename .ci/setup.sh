@@ -55,8 +55,10 @@ missing=
 # CI compares with a real etcd, which pip fetches.
 [ -z "${CI:-}" ] || python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 have g++ || missing="$missing g++"
-# bindgen loads libclang while it builds RocksDB's bindings, and needs clang's own C headers.
-[ -n "${LIBCLANG_PATH:-}" ] || any_file /usr/lib/*/libclang-*.so* /usr/lib/llvm-*/lib/libclang*.so* \
+# bindgen loads libclang while it builds RocksDB's bindings, and needs clang's own C headers. libclang-cpp, which may lie there
+# alone, is another library.
+[ -n "${LIBCLANG_PATH:-}" ] || any_file /usr/lib/*/libclang-[0-9]*.so* /usr/lib/llvm-*/lib/libclang-[0-9]*.so* \
+    /usr/lib/*/libclang.so* /usr/lib/llvm-*/lib/libclang.so* \
     || missing="$missing libclang1-14"
 [ -n "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] || any_file /usr/lib/llvm-*/lib/clang/*/include/stdbool.h \
     || missing="$missing libclang-common-14-dev"
