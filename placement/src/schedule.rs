@@ -115,9 +115,9 @@ impl Driver {
         Ok(())
     }
 
-    /// How many ids it wants for new peers and regions.
-    pub fn ids_wanted(&self) -> u64 {
-        self.operators.ids_wanted()
+    /// How many ids it wants for new peers and regions, so that enough are at hand above `newest`.
+    pub fn ids_wanted(&self, newest: u64) -> u64 {
+        self.operators.ids_wanted(newest)
     }
 
     /// Ids that are nobody else's, from `first` on.
@@ -125,8 +125,7 @@ impl Driver {
         self.operators.feed_ids(first, count);
     }
 
-    /// Ids for a region that is cut without an operator: out of the same line as all others, so that later peers of a region
-    /// have later ids. `None`: there are not enough at hand.
+    /// Ids for a region that is cut without an operator. `None`: there are not enough at hand.
     pub fn take_ids(&mut self, count: u64) -> Option<Vec<u64>> {
         self.operators.take_ids(count)
     }

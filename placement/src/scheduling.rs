@@ -35,6 +35,7 @@ mod carry;
 pub mod health;
 mod meters;
 mod run;
+pub mod stock;
 pub mod words;
 
 pub use run::run;
@@ -142,11 +143,6 @@ impl Scheduling {
         ))
     }
 
-    /// See [`Driver::take_ids`].
-    pub fn take_ids(&mut self, count: u64) -> Option<Vec<u64>> {
-        self.driver.take_ids(count)
-    }
-
     /// Begins what an operator wants.
     ///
     /// # Errors
@@ -219,7 +215,7 @@ impl Scheduling {
         }
         let heard = |id| presence.has_said_all(id) || presence.silence(id, now) > DISCONNECTED;
         let mut there = state.stores().filter(|record| record.removed.is_none());
-        let ids_at_hand = self.driver.ids_wanted() == 0;
+        let ids_at_hand = self.driver.ids_wanted(0) == 0;
         self.ready |= state.regions_started() && ids_at_hand && there.all(|record| heard(StoreId(record.store.id)));
     }
 

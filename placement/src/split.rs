@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::leader::Shared;
 use crate::orders::NoAnswer;
 use crate::regions::Taken;
+use crate::scheduling::stock;
 
 /// How long an order is repeated while leaders move.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -60,14 +61,7 @@ pub async fn split(shared: &Shared, term: Term, key: &Bytes) -> Result<(Region, 
         } else if let (Some(region), Some(store)) = (region, store) {
             if ids.len() != 1 + region.peers.len() {
                 let count = 1 + region.peers.len() as u64;
-                let at_hand = shared.memory(term).scheduling.take_ids(count);
-                ids = match at_hand {
-                    Some(ids) => ids,
-                    None => {
-                        let first = shared.allocate(term, count).await.map_err(|error| error.to_string())?;
-                        (first..first + count).collect()
-                    }
-                };
+                ids = stock::take(shared, term, count).await.map_err(|error| error.to_string())?;
             }
             let answer = shared.orders.split_region(&store, order(&region, key, &ids), ATTEMPT).await;
             match take(shared, term, RegionId(region.id), answer)? {

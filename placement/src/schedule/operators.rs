@@ -148,16 +148,18 @@ impl Operators {
         &self.tally
     }
 
-    /// How many ids should be fetched.
-    pub fn ids_wanted(&self) -> u64 {
-        let left = self.ids_left();
+    /// How many ids should be fetched, so that enough are at hand above `newest`.
+    pub fn ids_wanted(&self, newest: u64) -> u64 {
+        let above = |(from, to): &(u64, u64)| to.saturating_sub((*from).max(newest + 1));
+        let left: u64 = self.ids.iter().map(above).sum();
         if left < IDS_AT_HAND / 2 { IDS_AT_HAND - left } else { 0 }
     }
 
-    /// Ids that are nobody else's, from `first` on.
+    /// Ids that are nobody else's, from `first` on. Two that fetch at once may come in either order.
     pub fn feed_ids(&mut self, first: u64, count: u64) {
         if count > 0 {
-            self.ids.push_back((first, first + count));
+            let place = self.ids.partition_point(|(from, _)| *from < first);
+            self.ids.insert(place, (first, first + count));
         }
     }
 
@@ -205,15 +207,12 @@ impl Operators {
         let present = self.active.contains_key(&plan.region);
         let region = view.region(plan.region).ok_or_else(|| format!("there is no region {}", plan.region))?;
         let peers = region.peers().len();
-        // A store remembers the last peer of a region that it gave up, and takes only later ones: ids that were fetched before
-        // those of the region's peers are of no use to it.
-        let newest = region.peers().iter().map(|peer| peer.id).max().unwrap_or(0);
         let needed: u64 = plan.steps.iter().map(|step| step.ids_needed(peers)).sum();
         if needed > 0 {
-            self.drop_ids_up_to(newest);
+            self.drop_ids_up_to(region.newest_peer());
         }
         if needed > self.ids_left() {
-            return Err("ids for new peers are still being fetched".to_owned());
+            return Err("ids for new peers are still being fetched; try again in a moment".to_owned());
         }
         let ids = &mut self.ids;
         plan.steps.iter_mut().for_each(|step| step.name(peers, &mut || take_id(ids)));

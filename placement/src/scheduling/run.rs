@@ -7,6 +7,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::carry::carry;
 use super::meters::Meters;
+use super::stock;
 use crate::leader::Shared;
 use crate::state::State;
 
@@ -24,7 +25,12 @@ async fn look(shared: &Shared, term: Term) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        fetch_ids(shared, term).await;
+        // Before the cluster has its regions nothing moves.
+        if shared.replica.read(State::regions_started)
+            && let Err(error) = stock::fill(shared, term, None).await
+        {
+            tracing::debug!(%error, "no ids for new peers and regions yet");
+        }
         let mut guard = shared.memory(term);
         let memory = &mut *guard;
         shared.replica.read(|state| memory.scheduling.sync(state, &memory.presence, &shared.setup.defaults));
@@ -34,19 +40,6 @@ async fn look(shared: &Shared, term: Term) {
         shared.work.notify_one();
         // Whoever waits for the end of an operator, which may have come by time alone.
         shared.news.notify_waiters();
-    }
-}
-
-/// Ids for new peers and regions, ahead of need.
-async fn fetch_ids(shared: &Shared, term: Term) {
-    let wanted = shared.memory(term).scheduling.driver.ids_wanted();
-    // Before the cluster has its regions nothing moves.
-    if wanted == 0 || !shared.replica.read(State::regions_started) {
-        return;
-    }
-    match shared.allocate(term, wanted).await {
-        Ok(first) => shared.memory(term).scheduling.driver.feed_ids(first, wanted),
-        Err(error) => tracing::debug!(%error, "no ids for new peers and regions yet"),
     }
 }
 

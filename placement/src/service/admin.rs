@@ -105,7 +105,7 @@ impl Admin for AdminService {
 
     async fn region_plan(&self, request: Request<RegionPlanRequest>) -> Result<Response<RegionPlanResponse>, Status> {
         answer!(self, RegionPlanResponse, |shared, term, answer| {
-            match regions::plan(shared, term, request.into_inner()) {
+            match regions::plan(shared, term, request.into_inner()).await {
                 Ok(operator) => answer.operator = Some(operator),
                 Err(failed) => answer.failed = failed,
             }

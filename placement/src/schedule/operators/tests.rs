@@ -31,11 +31,11 @@ fn schedule_keeps_to_one_operator_a_region_and_lets_the_more_urgent_one_go_first
     let (mut view, config, mut operators) = (view(3), Config::default(), Operators::default());
     let plan = moving(&view, 1, 4, Priority::Balance);
     let refused = operators.start(plan.clone(), &mut view, &config, 0).unwrap_err();
-    assert_eq!(refused, "ids for new peers are still being fetched");
-    assert_eq!(operators.ids_wanted(), IDS_AT_HAND);
-    operators.feed_ids(1_000, operators.ids_wanted());
+    assert_eq!(refused, "ids for new peers are still being fetched; try again in a moment");
+    assert_eq!(operators.ids_wanted(0), IDS_AT_HAND);
+    operators.feed_ids(1_000, operators.ids_wanted(0));
     operators.start(plan.clone(), &mut view, &config, 0).unwrap();
-    assert_eq!(operators.ids_wanted(), 0);
+    assert_eq!(operators.ids_wanted(0), 0);
     assert!(operators.start(plan, &mut view, &config, 0).unwrap_err().contains("o1 is under way on r1"));
     let repair = moving(&view, 1, 5, Priority::Repair);
     operators.start(repair, &mut view, &config, 5).unwrap();
@@ -46,6 +46,34 @@ fn schedule_keeps_to_one_operator_a_region_and_lets_the_more_urgent_one_go_first
     assert!(!operators.cancel(RegionId(1), "an operator", &mut view, &config, 6));
     assert!(view.region(RegionId(1)).unwrap().goal.is_none());
     assert_eq!(view.stores().map(|store| store.receiving + store.sending).sum::<usize>(), 0);
+}
+
+#[test]
+fn schedule_gives_a_region_later_ids_than_its_peers_have() {
+    let (mut view, config, mut operators) = (view(2), Config::default(), Operators::default());
+    operators.feed_ids(20, IDS_AT_HAND);
+    let newest = {
+        let mut news = view.region(RegionId(1)).unwrap().news.clone();
+        news.region.peers.iter_mut().for_each(|peer| peer.id += 5_000);
+        news.leader = PeerId(news.region.peers[0].id);
+        view.take(news, 0);
+        view.region(RegionId(1)).unwrap().newest_peer()
+    };
+    assert_eq!((operators.ids_wanted(0), operators.ids_wanted(newest)), (0, IDS_AT_HAND));
+    // The ones that were fetched first may come last.
+    operators.feed_ids(6_000, IDS_AT_HAND);
+    operators.feed_ids(5_000, 4);
+    assert_eq!(operators.ids_wanted(newest), 0);
+    let (one, other) = (moving(&view, 2, 4, Priority::Balance), moving(&view, 1, 5, Priority::Balance));
+    let mut added = |plan: Plan| {
+        let id = operators.start(plan, &mut view, &config, 0).unwrap();
+        let steps = &operators.under_way(id).unwrap().plan.steps;
+        steps
+            .iter()
+            .find_map(|step| if let Step::AddLearner { peer, .. } = step { Some(peer.0) } else { None })
+            .unwrap()
+    };
+    assert_eq!([added(one), added(other)], [24, 6_000]);
 }
 
 #[test]

@@ -196,7 +196,7 @@ impl Sim {
                 Event::LeaveJoint(id) => self.change(id, |news| news.joint = false),
             }
         }
-        let wanted = self.driver.ids_wanted();
+        let wanted = self.driver.ids_wanted(0);
         self.driver.feed_ids(self.ids, wanted);
         self.ids += wanted;
         let orders = self.driver.tick(self.now_ms);

@@ -81,6 +81,11 @@ impl RegionView {
         &self.news.region.peers
     }
 
+    /// The latest id of its peers. A store remembers the last peer of a region that it gave up, and takes only later ones.
+    pub fn newest_peer(&self) -> u64 {
+        self.peers().iter().map(|peer| peer.id).max().unwrap_or(0)
+    }
+
     /// Peers that vote.
     pub fn voters(&self) -> impl Iterator<Item = &Peer> + Clone {
         self.peers().iter().filter(|peer| !peer.learner)

@@ -11,10 +11,10 @@ use braid_proto::pb::{
     RegionState, RemovePeer, ScatterRequest,
 };
 
-use super::Failed;
+use super::{Failed, not_committed};
 use crate::leader::{Memory, Shared};
 use crate::schedule::{By, Kind, Outcome, Plan, Priority, RegionView, Scattered, SplitAt, Step};
-use crate::scheduling::words;
+use crate::scheduling::{stock, words};
 
 /// How long a split by size or load is waited for.
 const SPLIT_PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +47,7 @@ pub async fn split(shared: &Shared, term: Term, request: AdminSplitRequest) -> R
         SplitBy::Load => SplitAt::Load,
     };
     let id = RegionId(request.region_id);
+    stock::fill(shared, term, Some(id)).await.map_err(not_committed)?;
     let operator = {
         let mut memory = shared.memory(term);
         let plan = Plan::split(region(&memory, id)?, at);
@@ -91,10 +92,16 @@ fn halves(memory: &Memory, id: RegionId, operator: u64) -> Result<Option<(Region
 }
 
 /// Begins an operator.
-pub fn plan(shared: &Shared, term: Term, request: RegionPlanRequest) -> Result<OperatorState, Failed> {
+pub async fn plan(shared: &Shared, term: Term, request: RegionPlanRequest) -> Result<OperatorState, Failed> {
+    let wanted = request.plan.ok_or("say what is to be done with the region")?;
+    shared.memory(term).scheduling.ready()?;
+    let (Wanted::AddPeer(AddPeer { region_id, .. })
+    | Wanted::RemovePeer(RemovePeer { region_id, .. })
+    | Wanted::MovePeer(MovePeer { region_id, .. })
+    | Wanted::Merge(MergeInto { region_id, .. })) = &wanted;
+    stock::fill(shared, term, Some(RegionId(*region_id))).await.map_err(not_committed)?;
     let mut memory = shared.memory(term);
-    memory.scheduling.ready()?;
-    let plan = match request.plan.ok_or("say what is to be done with the region")? {
+    let plan = match wanted {
         Wanted::AddPeer(AddPeer { region_id, store_id }) => {
             add(shared, &memory, RegionId(region_id), StoreId(store_id))
         }
