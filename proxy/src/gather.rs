@@ -1,9 +1,7 @@
 //! One write to the socket for many answers.
 //!
-//! Calls of a connection that end at about the same time are answered by tasks of their own, and HTTP/2 flushes as soon as the
-//! first has said its word: an answer may be a system call and a packet of its own. Here a flush lets the tasks that are ready
-//! have their turn once, and writes what has come up by then. A connection with nothing else to do writes at once: its turn
-//! comes again immediately. grpc-go, with which etcd serves, yields before a small flush for the same reason.
+//! HTTP/2 writes each message of some size by itself, with its header before it: an answer may be a system call and a packet
+//! of its own. Here everything waits for the flush, which comes when the connection has said all that it has to say in its turn.
 
 use std::io;
 use std::pin::Pin;
@@ -16,21 +14,19 @@ const HELD_MAX: usize = 16 << 10;
 /// A buffer larger than this is given back when it is empty: many connections rest.
 const KEPT_MAX: usize = 4 << 10;
 
-/// A stream that gathers what is written to it until it is flushed, and somewhat longer.
+/// A stream that gathers what is written to it until it is flushed.
 #[derive(Debug)]
 pub struct Gather<S> {
     stream: S,
     held: Vec<u8>,
     /// How many of the held bytes are written.
     written: usize,
-    /// Others have had their turn since the flush began.
-    yielded: bool,
 }
 
 impl<S> Gather<S> {
     /// Gathers what is written to `stream`.
     pub fn new(stream: S) -> Self {
-        Self { stream, held: Vec::new(), written: 0, yielded: false }
+        Self { stream, held: Vec::new(), written: 0 }
     }
 }
 
@@ -91,13 +87,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.held.is_empty() && !self.yielded {
-            self.yielded = true;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         ready!(self.poll_drain(context))?;
-        self.yielded = false;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -162,13 +152,12 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_up_while_others_have_their_turn_leaves_in_one_write() {
+    fn what_is_written_before_a_flush_leaves_in_one_write() {
         let mut gather = gather(usize::MAX, false);
         assert_eq!(flush(&mut gather), Poll::Ready(()));
         for answer in [&b"one "[..], b"two "] {
             assert_eq!(write(&mut gather, answer), Poll::Ready(4));
         }
-        assert_eq!(flush(&mut gather), Poll::Pending);
         assert!(gather.stream.writes.is_empty());
         let mut context = Context::from_waker(Waker::noop());
         let parts = [io::IoSlice::new(b"thr"), io::IoSlice::new(b"ee")];
@@ -176,29 +165,9 @@ mod tests {
         assert!(matches!(wrote, Poll::Ready(Ok(5))));
         assert_eq!(flush(&mut gather), Poll::Ready(()));
         assert_eq!(gather.stream.writes, [b"one two three"]);
-        // The next ones wait for a turn of their own.
         assert_eq!(write(&mut gather, b"four"), Poll::Ready(4));
-        assert_eq!(flush(&mut gather), Poll::Pending);
         assert_eq!(flush(&mut gather), Poll::Ready(()));
         assert_eq!(gather.stream.writes[1..], [b"four"]);
-    }
-
-    #[test]
-    fn the_task_that_yields_is_woken() {
-        use std::sync::Arc;
-        use std::sync::atomic::{AtomicBool, Ordering};
-        struct Woken(AtomicBool);
-        impl std::task::Wake for Woken {
-            fn wake(self: Arc<Self>) {
-                self.0.store(true, Ordering::Release);
-            }
-        }
-        let woken = Arc::new(Woken(AtomicBool::new(false)));
-        let waker = Waker::from(Arc::clone(&woken));
-        let mut gather = gather(usize::MAX, false);
-        assert_eq!(write(&mut gather, b"word"), Poll::Ready(4));
-        assert!(Pin::new(&mut gather).poll_flush(&mut Context::from_waker(&waker)).is_pending());
-        assert!(woken.0.load(Ordering::Acquire));
     }
 
     #[test]
@@ -212,7 +181,6 @@ mod tests {
         assert_eq!(write(&mut gather, b"after"), Poll::Ready(5));
         assert_eq!(gather.stream.writes.len(), 3);
         assert!(gather.held.capacity() <= KEPT_MAX, "what much needed is given back");
-        assert_eq!(flush(&mut gather), Poll::Pending);
         assert_eq!(flush(&mut gather), Poll::Ready(()));
         assert_eq!(gather.stream.writes[2..], [most, b"after".to_vec()]);
     }

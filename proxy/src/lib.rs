@@ -15,6 +15,7 @@
 //! |---|---|
 //! | [`proxy`] | puts everything together |
 //! | [`serve`], `front`, `handled`, `in_flight` | the client port: connections, overload, counters |
+//! | `crew`, `gather` | the requests of a connection in one task, many answers in one write |
 //! | `authority` | clients whose `:authority` is none |
 //! | [`kv`] | Range, RangeStream, Put, DeleteRange, Txn, Compact |
 //! | [`lease`] | leases: what their regions are asked, keep-alives of a stream side by side |
@@ -43,6 +44,7 @@ pub mod watch;
 mod admin;
 mod authority;
 mod cluster;
+mod crew;
 mod gather;
 mod handled;
 mod hash_kv;

@@ -4,16 +4,16 @@
 //! bound, and cut off the rest.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::authority::MendAuthority;
+use crate::crew::Crew;
 use crate::front::Front;
 use crate::gather::Gather;
 
@@ -30,7 +30,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves `front` on `listener` until `stop` completes, then lets requests finish for `grace` at most.
 pub async fn serve(front: Front, listener: TcpListener, stop: impl Future<Output = ()>, grace: Duration) {
-    let builder = Arc::new(builder());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
@@ -39,8 +38,7 @@ pub async fn serve(front: Front, listener: TcpListener, stop: impl Future<Output
             () = &mut stop => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let connection = connection(Arc::clone(&builder), stream, front.clone(), graceful.watcher());
-                    connections.spawn(connection);
+                    connections.spawn(connection(stream, front.clone(), graceful.watcher()));
                 }
                 Err(error) => refused(&error).await,
             },
@@ -62,8 +60,8 @@ async fn refused(error: &io::Error) {
     }
 }
 
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(crew: Crew) -> Builder<Crew> {
+    let mut builder = Builder::new(crew);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -77,13 +75,15 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
-async fn connection(builder: Arc<Builder<TokioExecutor>>, stream: TcpStream, front: Front, watcher: Watcher) {
+async fn connection(stream: TcpStream, front: Front, watcher: Watcher) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection ended as it began");
         return;
     }
+    let crew = Crew::default();
+    let builder = builder(crew.clone());
     let connection = builder.serve_connection(TokioIo::new(Gather::new(MendAuthority::new(stream))), front);
-    if let Err(error) = watcher.watch(connection).await {
+    if let Err(error) = crew.run(watcher.watch(connection)).await {
         tracing::debug!(%error, "a connection broke");
     }
 }

@@ -11,7 +11,7 @@ use braid_proto::pb::region_store_server::RegionStore;
 use braid_proto::pb::{
     Busy, ChangePeersRequest, ChangePeersResponse, CreateRegionsRequest, CreateRegionsResponse, LeaseRange,
     MergeRegionRequest, MergeRegionResponse, Refusal, RegionEpoch, RegionRequest, RegionResponse, RequestFrame,
-    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedResponse, TransferLeaderRequest,
+    ResponseFrame, SplitRegionRequest, SplitRegionResponse, TaggedRequest, TaggedResponse, TransferLeaderRequest,
     TransferLeaderResponse, WatchFeed, WatchOrder, region_request,
 };
 use braid_proto::service::{BoxFuture, RegionService};
@@ -19,12 +19,12 @@ use braid_proto::span::txn_within;
 use braid_store_core::eval::Request;
 use braid_store_core::pipeline::{LeaseWork, Work, busy};
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
@@ -355,13 +355,15 @@ async fn carried_out<T>(order: JoinHandle<T>) -> Result<Response<T>, Status> {
     ended.map_err(|error| Status::internal(format!("braid: an order was given up: {error}")))
 }
 
-/// Serves one proxy's connection: every request on its own, answers in whatever order they come, many to a frame.
+/// Serves one proxy's connection: every request on its own, answers in whatever order they come, many to a frame. All go on in
+/// this task: what has become ready since its last turn is answered together.
 async fn serve_connection(
     local: Arc<LocalRegions>,
     first: Option<RequestFrame>,
-    mut frames: Streaming<RequestFrame>,
+    frames: Streaming<RequestFrame>,
     outgoing: mpsc::Sender<Result<ResponseFrame, Status>>,
 ) {
+    // Holds the answers of all that may be under way, so it takes each at once.
     let (answers, mut answered) = mpsc::channel::<TaggedResponse>(IN_FLIGHT_MAX);
     let sender = tokio::spawn(async move {
         let mut batch = Vec::new();
@@ -372,30 +374,29 @@ async fn serve_connection(
             }
         }
     });
-    let in_flight = Arc::new(tokio::sync::Semaphore::new(IN_FLIGHT_MAX));
-    let mut next = first;
-    while let Some(frame) = next {
-        for tagged in frame.requests {
-            let (id, request) = (tagged.id, tagged.request.unwrap_or_default());
-            let Ok(permit) = Arc::clone(&in_flight).try_acquire_owned() else {
-                let response = Some(refusal(busy("too many requests of this connection are under way")));
-                if answers.send(TaggedResponse { id, response }).await.is_err() {
+    // A broken one is the last.
+    let frames = frames.filter_map(|frame| std::future::ready(frame.ok()));
+    let mut frames = futures::stream::iter(first).chain(frames).fuse();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(answer) = under_way.next() => {
+                if answers.send(answer).await.is_err() {
                     return;
                 }
-                continue;
-            };
-            let answer = local.call(request);
-            let answers = answers.clone();
-            tokio::spawn(async move {
-                let response = Some(answer.await);
-                _ = answers.send(TaggedResponse { id, response }).await;
-                drop(permit);
-            });
+            }
+            Some(frame) = frames.next() => {
+                for TaggedRequest { id, request } in frame.requests {
+                    let answer = match under_way.len() < IN_FLIGHT_MAX {
+                        true => local.call(request.unwrap_or_default()),
+                        false => ready(refusal(busy("too many requests of this connection are under way"))),
+                    };
+                    under_way.push(answer.map(move |response| TaggedResponse { id, response: Some(response) }));
+                }
+            }
+            else => break,
         }
-        next = match frames.next().await {
-            Some(Ok(frame)) => Some(frame),
-            Some(Err(_)) | None => None,
-        };
     }
     drop(answers);
     _ = sender.await;

@@ -72,7 +72,7 @@ use words::{error, judge, refuse, reply};
 
 /// Raft entries of one region that may be on their way at once. Work that arrives meanwhile joins the next entry, so
 /// entries grow with load; more in flight lowers latency on slow disks and raises the cost of each write.
-pub const ENTRIES_IN_FLIGHT_MAX: usize = 4;
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 2;
 /// Requests that wait for evaluation in one region; beyond it the region answers busy.
 pub const QUEUE_MAX: usize = 16_384;
 /// Bytes of evaluated changes that are not applied yet; beyond it requests wait in the queue.

@@ -119,7 +119,8 @@ fn the_half_is_found_in_memory_and_in_files_whatever_the_keys_look_like() {
                 flush(&db);
             }
             let part = part_before_half(&data, &region());
-            assert!((0.4..0.6).contains(&part), "{name}, in files: {in_files}: {part}");
+            // What is not flushed yet, up to three of ten megabytes, is not looked at where there are files.
+            assert!((0.35..0.65).contains(&part), "{name}, in files: {in_files}: {part}");
         }
     }
 }
