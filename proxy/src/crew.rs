@@ -70,7 +70,11 @@ impl Crew {
             bells.give_way(outer.waker());
             Poll::Pending
         };
-        std::future::poll_fn(turn).await
+        let ended = std::future::poll_fn(turn).await;
+        // What was begun in its last moment: works may keep this alive.
+        let left = std::mem::take(&mut *self.0.lock());
+        drop(left);
+        ended
     }
 }
 
@@ -171,6 +175,36 @@ mod tests {
         };
         assert_eq!(crew.clone().run(connection).await, [0, 1, 2]);
         assert!(ended.await.is_err(), "dropped with the connection");
+    }
+
+    /// Threads ring while the task runs, waits, and is just about to: no call is lost.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn calls_from_other_threads_are_heard() {
+        for _ in 0..2_000 {
+            let crew = Crew::default();
+            let (asks, asked) = std::sync::mpsc::channel::<oneshot::Sender<()>>();
+            let answers =
+                std::thread::spawn(move || asked.into_iter().for_each(|ask| ask.send(()).expect("waited for")));
+            let (tell, mut told) = mpsc::channel(8);
+            let begins = crew.clone();
+            let connection = async move {
+                for _ in 0..8 {
+                    let (ask, answer) = oneshot::channel();
+                    let (asks, tell) = (asks.clone(), tell.clone());
+                    begins.execute(async move {
+                        asks.send(ask).expect("somebody answers");
+                        answer.await.expect("answered");
+                        tell.send(()).await.expect("heard");
+                    });
+                }
+                for _ in 0..8 {
+                    told.recv().await.expect("said");
+                }
+            };
+            let run = crew.run(connection);
+            tokio::time::timeout(std::time::Duration::from_secs(30), run).await.expect("no call is lost");
+            answers.join().expect("ended");
+        }
     }
 
     #[tokio::test]
