@@ -3,7 +3,8 @@
 //! 1. Operations count at the leader. If the hottest and the coolest store differ by more than the tolerance, a hot
 //!    region of the hottest one gets its leader where least is done: on a store that has a replica, otherwise the
 //!    replica and the leader move together.
-//! 2. A region that moving does not help, with more than half of a store's share, is split where its load is.
+//! 2. A region that moving does not help, with more than half of a store's share, is split where its load is, if its load is
+//!    worth two regions: an eighth of what splits any region.
 //! 3. Bytes written count at every replica; for these only followers move, which leaves 1 as it is.
 //!
 //! Other schedulers leave hot regions alone, and this one moves only hot ones and only if that brings two stores clearly
@@ -121,7 +122,7 @@ fn operations(pass: &Pass) -> Result<Plan, Idle> {
             let plan = match (follower, other()) {
                 (Some(to), _) => Some(Plan::transfer(region, to.id)),
                 (None, Some(to)) => Plan::replace(region, source.id, to.id, Some(to.id)),
-                (None, None) if is_too_hot(region, measure.mean) => Some(Plan::split(region, SplitAt::Load)),
+                (None, None) if is_too_hot(config, region, measure.mean) => Some(Plan::split(region, SplitAt::Load)),
                 (None, None) => None,
             };
             let why = || {
@@ -181,7 +182,10 @@ fn takes(pass: &Pass, region: &RegionView, from: StoreId, to: &StoreView) -> boo
         && !crowds(pass, region, from, to.id)
 }
 
-/// Whether it alone does so much of a store's share that stores cannot be evened out with it in one piece.
-fn is_too_hot(region: &RegionView, mean: f64) -> bool {
-    region.news.load.ops as f64 > mean / 2.0
+/// Whether it alone does so much of a store's share that stores cannot be evened out with it in one piece, and so much at
+/// all that two regions are worth their cost: stores with little to do need not be even
+/// (`docs/decisions/0008-region-size.md`).
+fn is_too_hot(config: &Config, region: &RegionView, mean: f64) -> bool {
+    let ops = region.news.load.ops;
+    ops as f64 > mean / 2.0 && ops >= config.split_ops / 8
 }

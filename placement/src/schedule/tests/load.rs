@@ -38,6 +38,19 @@ fn schedule_spreads_one_hot_prefix() {
 }
 
 #[test]
+fn schedule_splits_no_region_for_a_load_that_one_store_bears_well() {
+    let warm = |ops| move |at| Load { ops: if at == 5 { ops } else { 0 }, written: 0 };
+    let splits = |ops| {
+        let mut sim = few(config(), 6, 30, warm(ops));
+        sim.run_to_rest(2_000);
+        sim.counts.splits
+    };
+    let least = config().split_ops / 8;
+    assert_eq!(splits(least - 1), 0);
+    assert!(splits(least) > 0);
+}
+
+#[test]
 fn schedule_spreads_a_uniform_load() {
     let mut sim = few(config(), 6, 240, |_| Load { ops: 300, written: 1 << 20 });
     sim.run_to_rest(1_500);
