@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use braid_proto::id::{ClusterId, StoreId, Term};
 use braid_proto::pb::placement_command::Op;
-use braid_proto::pb::{AllocateIds, PlacementHeader, Store};
+use braid_proto::pb::{AllocateIds, MemberResponse, PlacementHeader, Store};
 use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::bootstrap::Plan;
 use crate::machine::{ProposeError, Replica, Role};
+use crate::membership::{Others, OwnFolder, Says};
 use crate::office::Office;
 use crate::orders::StoreOrders;
 use crate::placement::MemberConfig;
@@ -68,6 +69,12 @@ pub struct Shared {
     pub office: Arc<Office>,
     /// How stores are told what to do.
     pub orders: Arc<dyn StoreOrders>,
+    /// This member's folder.
+    pub folder: OwnFolder,
+    /// How the other members are asked.
+    pub others: Arc<dyn Others>,
+    /// Held while a member is let in anew.
+    pub joining: tokio::sync::Mutex<()>,
     /// Something was heard that a young cluster, or an order under way, may be waiting for.
     pub news: Notify,
     /// There may be orders to give.
@@ -87,6 +94,8 @@ impl Shared {
         replica: Arc<Replica>,
         office: Arc<Office>,
         orders: Arc<dyn StoreOrders>,
+        folder: OwnFolder,
+        others: Arc<dyn Others>,
     ) -> Self {
         let memory = Memory {
             term: Term::INVALID,
@@ -96,8 +105,35 @@ impl Shared {
             scheduling: Scheduling::new(&setup, Instant::now()),
             drop_below: 0,
         };
-        let (news, work, memory) = (Notify::new(), Notify::new(), Mutex::new(memory));
-        Self { cluster_id, member, members, plan, setup, replica, office, orders, news, work, memory }
+        Self {
+            cluster_id,
+            member,
+            members,
+            plan,
+            setup,
+            replica,
+            office,
+            orders,
+            folder,
+            others,
+            joining: tokio::sync::Mutex::default(),
+            news: Notify::new(),
+            work: Notify::new(),
+            memory: Mutex::new(memory),
+        }
+    }
+
+    /// What this member tells the others of itself.
+    pub fn says(&self) -> MemberResponse {
+        let peer_id = self.replica.handle().map_or(0, |handle| handle.peer().id);
+        MemberResponse { peer_id, ..self.folder.says() }
+    }
+
+    /// What another member says of itself, or why it says nothing.
+    pub async fn ask(&self, member: u64) -> Says {
+        let known = self.members.iter().find(|known| known.id == member && known.id != self.member);
+        let member = known.ok_or_else(|| format!("{member:016x} is no other member of the cluster"))?;
+        self.others.ask(member).await
     }
 
     /// The term this member leads in and holds a lease of.

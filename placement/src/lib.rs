@@ -5,12 +5,13 @@
 //!  sequencer   numbers, windows, handover   ◄──  office    lease, windows through raft, NumberService
 //!  state       what all members agree on    ◄──  machine   the host's state machine, propose and learn the result
 //!  bootstrap   the first regions            ◄──  founding  what the leader does for a young cluster
-//!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin
+//!  regions     where regions are            ◄──  service   gRPC: Placement, Sequencer, Admin, Members
 //!  presence    who is alive
 //!  removed     which peers are gone              split, transfer ──► orders: what stores are told
 //!  schedule    which region shall be where  ◄──  scheduling  feeds it, gives its orders
 //!                                                compaction the boundary below which history is given up
 //!                                                leader    what all of the above share
+//!                                                membership whether a member takes part, and as which peer
 //!                                                placement one member: open, follow the role, stop
 //! ```
 //!
@@ -22,6 +23,7 @@ mod compaction;
 mod founding;
 mod leader;
 mod machine;
+mod membership;
 mod office;
 pub mod orders;
 mod placement;
@@ -38,4 +40,4 @@ mod transfer;
 
 pub use compaction::AutoCompaction;
 pub use placement::{MemberConfig, Placement, PlacementConfig, PlacementError};
-pub use service::{AdminService, PlacementService, SequencerService};
+pub use service::{AdminService, MembersService, PlacementService, SequencerService};

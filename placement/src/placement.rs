@@ -4,12 +4,13 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use braid_host::config::{HostConfig, Timing};
 use braid_host::{Host, Inbound, OpenError, Transport};
 use braid_proto::id::{ClusterId, PeerId, RegionId, Term};
 use braid_proto::pb::admin_server::AdminServer;
+use braid_proto::pb::members_server::MembersServer;
 use braid_proto::pb::placement_server::PlacementServer;
 use braid_proto::pb::sequencer_server::SequencerServer;
 use braid_proto::pb::{Domain, Peer, Region, RegionEpoch};
@@ -19,16 +20,18 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use tonic::service::Routes;
 
 use crate::bootstrap::Plan;
 use crate::compaction::{self, AutoCompaction};
 use crate::founding;
 use crate::leader::Shared;
 use crate::machine::{Machine, Replica, Role};
+use crate::membership::{self, Gate, GrpcOthers, Others, OwnFolder};
 use crate::office::Office;
 use crate::orders::{GrpcOrders, MESSAGE_BYTES_MAX, StoreOrders};
 use crate::scheduling::{self, Setup};
-use crate::service::{AdminService, PlacementService, SequencerService};
+use crate::service::{AdminService, MembersService, PlacementService, SequencerService};
 
 #[cfg(test)]
 mod tests;
@@ -72,6 +75,8 @@ pub struct PlacementConfig {
     pub member_id: u64,
     /// All members: 1, 3 or 5.
     pub members: Vec<MemberConfig>,
+    /// The cluster may begin with this start, if no member has begun it.
+    pub new: bool,
     /// Replicas of each region.
     pub replicas: usize,
     /// Internal keys at which the key space is cut when the cluster begins.
@@ -117,22 +122,28 @@ impl Default for Tuning {
 pub struct Placement {
     host: Arc<Host>,
     shared: Arc<Shared>,
+    gate: Arc<Gate>,
     leader: JoinHandle<()>,
+    /// Ends when the member takes part.
+    beginning: Option<JoinHandle<()>>,
 }
 
 impl Placement {
-    /// Opens the member's folder and takes part in its group.
+    /// Opens the member's folder and takes part in its group: at once if the folder says so, otherwise as soon as it is known
+    /// how, in the background ([`membership`]). Its services must be served meanwhile: the other members ask.
     ///
     /// # Errors
     /// The folder belongs to another cluster or member, is in use or damaged; the configuration is wrong.
     pub async fn open(config: PlacementConfig, transport: Arc<dyn Transport>) -> Result<Self, PlacementError> {
-        Self::open_with(config, transport, Arc::new(GrpcOrders::default()), Tuning::default()).await
+        let others = Arc::new(GrpcOthers::new(config.cluster_id));
+        Self::open_with(config, transport, Arc::new(GrpcOrders::default()), others, Tuning::default()).await
     }
 
     async fn open_with(
         config: PlacementConfig,
         transport: Arc<dyn Transport>,
         orders: Arc<dyn StoreOrders>,
+        others: Arc<dyn Others>,
         tuning: Tuning,
     ) -> Result<Self, PlacementError> {
         let plan = check(&config)?;
@@ -140,6 +151,7 @@ impl Placement {
         (tuning.setup)(&mut setup);
         let replica = Replica::new(config.member_id, drawn_life());
         let office = Office::new(config.cluster_id, Arc::clone(&replica));
+        let folder = open_folder(&config).await?;
         let shared = Arc::new(Shared::new(
             config.cluster_id,
             config.member_id,
@@ -149,6 +161,8 @@ impl Placement {
             Arc::clone(&replica),
             office,
             orders,
+            folder,
+            others,
         ));
         let observed = Arc::downgrade(&shared);
         replica.set_observer(Box::new(move |role| {
@@ -165,26 +179,22 @@ impl Placement {
                 config.cluster_id
             )));
         }
-        if config.members.len() == 1
-            && let Some(handle) = host.handle(REGION)
-        {
-            // Nobody else can lead; without this the first election waits for its timeout.
-            handle.campaign();
-        }
+        let gate = Arc::new(Gate::new(host.inbound()));
+        let beginning = begin(&config, &shared, &host, &gate).await?;
         let leader = tokio::spawn(lead_when_elected(Arc::clone(&shared), config.auto_compaction));
-        Ok(Self { host, shared, leader })
+        Ok(Self { host, shared, gate, leader, beginning })
     }
 
     /// Its services, to be mounted on the peer port.
-    pub fn services(
-        &self,
-    ) -> (PlacementServer<PlacementService>, SequencerServer<SequencerService>, AdminServer<AdminService>) {
+    pub fn add_to(&self, routes: Routes) -> Routes {
         let shared = || Arc::clone(&self.shared);
-        (
-            PlacementServer::new(PlacementService::new(shared())).max_encoding_message_size(MESSAGE_BYTES_MAX),
-            SequencerServer::new(SequencerService::new(Arc::clone(&self.shared.office))),
-            AdminServer::new(AdminService::new(shared())).max_encoding_message_size(MESSAGE_BYTES_MAX),
-        )
+        let placement = PlacementServer::new(PlacementService::new(shared()));
+        let admin = AdminServer::new(AdminService::new(shared()));
+        routes
+            .add_service(MembersServer::new(MembersService::new(shared())))
+            .add_service(placement.max_encoding_message_size(MESSAGE_BYTES_MAX))
+            .add_service(SequencerServer::new(SequencerService::new(Arc::clone(&self.shared.office))))
+            .add_service(admin.max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// The sequencer, for the store and proxy of the same process.
@@ -194,7 +204,7 @@ impl Placement {
 
     /// Where raft messages for it go.
     pub fn inbound(&self) -> Arc<dyn Inbound> {
-        self.host.inbound()
+        Arc::clone(&self.gate) as Arc<dyn Inbound>
     }
 
     /// Whether this member leads.
@@ -213,6 +223,9 @@ impl Placement {
             }
         }
         self.leader.abort();
+        if let Some(beginning) = &self.beginning {
+            beginning.abort();
+        }
         let host = Arc::clone(&self.host);
         if let Err(error) = tokio::task::spawn_blocking(move || host.shutdown()).await {
             tracing::error!(%error, "placement's host did not stop cleanly");
@@ -239,6 +252,9 @@ impl Placement {
 impl Drop for Placement {
     fn drop(&mut self) {
         self.leader.abort();
+        if let Some(beginning) = &self.beginning {
+            beginning.abort();
+        }
     }
 }
 
@@ -280,17 +296,56 @@ async fn open_host(
     host_config.memtable_bytes = CACHE_BYTES;
     host_config.log_purge_bytes = LOG_PURGE_BYTES;
     host_config.log_keep_entries = tuning.log_keep_entries;
-    let region = group(&config.members);
-    let opened = tokio::task::spawn_blocking(move || {
-        let host = Host::open_with(host_config, tuning.timing, Arc::new(machine), transport)?;
-        host.create_regions(vec![region]).map_err(PlacementError::Create)?;
-        Ok(host)
-    });
+    // A member that has lost its folder keeps its id. A clock that was set back costs its support of the others, no more.
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    host_config.first_incarnation = (clock.as_millis() as u64).max(1);
+    let opened =
+        tokio::task::spawn_blocking(move || Host::open_with(host_config, tuning.timing, Arc::new(machine), transport));
     match opened.await {
-        Ok(opened) => opened,
+        Ok(opened) => Ok(opened?),
         Err(error) if error.is_panic() => Err(PlacementError::Data(panic_text(&*error.into_panic()))),
         Err(error) => Err(PlacementError::Create(error.to_string())),
     }
+}
+
+async fn open_folder(config: &PlacementConfig) -> Result<OwnFolder, PlacementError> {
+    let (dir, member) = (config.dir.clone(), config.member_id);
+    let opened = tokio::task::spawn_blocking(move || OwnFolder::open(&dir, member, drawn_life())).await;
+    let opened = opened.map_err(std::io::Error::other).flatten();
+    opened.map_err(|error| PlacementError::Data(format!("the member's token in {}: {error}", config.dir.display())))
+}
+
+/// Lets the member take part: at once if it does by its folder, or is the only one; otherwise by the task that is returned.
+async fn begin(
+    config: &PlacementConfig,
+    shared: &Arc<Shared>,
+    host: &Arc<Host>,
+    gate: &Arc<Gate>,
+) -> Result<Option<JoinHandle<()>>, PlacementError> {
+    let group = group(&config.members);
+    let votes = || host.handle(REGION).is_some_and(|handle| !handle.peer().learner);
+    let alone = config.members.len() == 1;
+    if alone && !votes() && !config.new {
+        return Err(PlacementError::Config(format!(
+            "{} has never been part of a cluster, and there is no other member that could know one",
+            config.dir.display()
+        )));
+    }
+    if alone && !votes() {
+        let (host, group) = (Arc::clone(host), group.clone());
+        let created = tokio::task::spawn_blocking(move || host.create_regions(vec![group])).await;
+        created.unwrap_or_else(|error| Err(error.to_string())).map_err(PlacementError::Create)?;
+    }
+    if !votes() {
+        let task = membership::take_part(Arc::clone(shared), Arc::clone(host), Arc::clone(gate), group, config.new);
+        return Ok(Some(tokio::spawn(task)));
+    }
+    gate.open();
+    if alone && let Some(handle) = host.handle(REGION) {
+        // Nobody else can lead; without this the first election waits for its timeout.
+        handle.campaign();
+    }
+    Ok(None)
 }
 
 /// What a panic says. Loading the replicated state has no other way to refuse, see [`Machine`].

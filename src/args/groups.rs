@@ -133,7 +133,7 @@ pub struct MemberArgs {
     #[arg(long, value_name = "NAME=URL,...")]
     pub initial_cluster: Option<String>,
 
-    /// "new" for the members that start together, "existing" for one that has been part of the cluster
+    /// "new" if this start may begin the cluster, "existing" if others have begun it
     #[arg(long, value_enum, default_value_t = ClusterState::New)]
     pub initial_cluster_state: ClusterState,
 

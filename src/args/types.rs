@@ -163,9 +163,9 @@ pub enum Output {
 /// What `--initial-cluster-state` may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ClusterState {
-    /// The members of `--initial-cluster` start together, or start again.
+    /// The members of `--initial-cluster` begin the cluster if none of them has.
     New,
-    /// The cluster exists and this member has been part of it.
+    /// Some of them have.
     Existing,
 }
 

@@ -17,7 +17,7 @@ use super::proxy_part::{self, Beside, ProxyIdentity, ProxyPart};
 use super::store_part::{self, StorePart, registration};
 use super::waiting::{drawn_id, registered};
 use crate::args::roles::DevArgs;
-use crate::args::types::Url;
+use crate::args::types::{ClusterState, Url};
 use crate::bootstrap;
 use crate::cluster::Membership;
 use crate::folder::Folder;
@@ -65,7 +65,8 @@ pub async fn run(args: DevArgs) -> Result<()> {
     let fabric = Arc::new(Fabric::within_process(cluster_id, args.storage.transport()));
     let ports = Ports::bind_any().await.context("cannot listen on the loopback address")?;
     let membership = Membership::alone(cluster_id, NAME, ports.urls().remove(0));
-    let member = Member::open(&membership, begin, auto_compaction, folder.part(member::FOLDER)?, &fabric).await?;
+    let (state, dir) = (ClusterState::New, folder.part(member::FOLDER)?);
+    let member = Member::open(&membership, state, begin, auto_compaction, dir, &fabric).await?;
     let dev = Dev { args, process, folder, fabric, membership, stores };
     let mut peers = dev.fabric.serve(ports, member.add_to(dev.fabric.routes()), &dev.process);
     let result = dev.serve(&member, client_urls, client_ports, &mut peers).await;

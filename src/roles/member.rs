@@ -40,13 +40,14 @@ impl Begin {
     }
 }
 
-/// The data folder of a member. One that claims to have been part of the cluster must have its folder.
-pub fn data_dir(args: &MemberArgs) -> Result<PathBuf> {
+/// The data folder of a member. The only member of a cluster that exists must have its folder.
+pub fn data_dir(args: &MemberArgs, membership: &Membership) -> Result<PathBuf> {
     let path = args.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("{}.braid", args.name)));
-    if args.initial_cluster_state == ClusterState::Existing && Identity::read(&path)?.is_none() {
+    let alone = membership.members.len() == 1;
+    if alone && args.initial_cluster_state == ClusterState::Existing && Identity::read(&path)?.is_none() {
         bail!(
-            "--initial-cluster-state existing: {} has never been part of a cluster, and braid cannot add members to a \
-             running one yet; correct --data-dir, or start all members together with new",
+            "--initial-cluster-state existing: {} has never been part of a cluster, and --initial-cluster names no other \
+             member that could know one; correct --data-dir or --initial-cluster, or begin a cluster with new",
             path.display()
         );
     }
@@ -64,6 +65,7 @@ impl Member {
     /// Opens the member of `membership` that this process is.
     pub async fn open(
         membership: &Membership,
+        state: ClusterState,
         begin: Begin,
         auto_compaction: AutoCompaction,
         dir: PathBuf,
@@ -83,6 +85,7 @@ impl Member {
             cluster_id: membership.cluster_id,
             member_id: id,
             members: members.collect(),
+            new: state == ClusterState::New,
             replicas: begin.replicas,
             split_keys: begin.cuts,
             auto_compaction,
@@ -99,8 +102,7 @@ impl Member {
 
     /// Adds its services to a peer port.
     pub fn add_to(&self, routes: Routes) -> Routes {
-        let (placement, sequencer, admin) = self.placement.services();
-        routes.add_service(placement).add_service(sequencer).add_service(admin)
+        self.placement.add_to(routes)
     }
 
     /// The sequencer, for parts of the same process.

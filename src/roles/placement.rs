@@ -19,7 +19,7 @@ pub async fn run(args: PlacementArgs) -> Result<()> {
     let membership = Membership::of(&args.member)?;
     let begin = Begin::of(&args.member.bootstrap, None)?;
     let auto_compaction = args.compaction.mode()?;
-    let path = member::data_dir(&args.member)?;
+    let path = member::data_dir(&args.member, &membership)?;
 
     let process = Process::begin(&args.process)?;
     let ports = Ports::bind("--listen-peer-urls", &args.member.listen_peer_urls).await?;
@@ -35,7 +35,8 @@ pub async fn run(args: PlacementArgs) -> Result<()> {
     })?;
 
     let fabric = Arc::new(Fabric::new(membership.cluster_id, TransportConfig::default()));
-    let member = Member::open(&membership, begin, auto_compaction, folder.part(member::FOLDER)?, &fabric).await?;
+    let (state, dir) = (args.member.initial_cluster_state, folder.part(member::FOLDER)?);
+    let member = Member::open(&membership, state, begin, auto_compaction, dir, &fabric).await?;
     let mut peers = fabric.serve(ports, member.add_to(fabric.routes()), &process);
     process.set_ready();
     let result = tokio::select! {

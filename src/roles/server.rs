@@ -39,7 +39,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let begin = Begin::of(&args.member.bootstrap, Some(membership.members.len()))?;
     let auto_compaction = args.compaction.mode()?;
     let client_urls = proxy_part::advertised(&args.client)?;
-    let path = member::data_dir(&args.member)?;
+    let path = member::data_dir(&args.member, &membership)?;
 
     let process = Process::begin(&args.process)?;
     let peer_ports = Ports::bind("--listen-peer-urls", &args.member.listen_peer_urls).await?;
@@ -50,8 +50,9 @@ pub async fn run(args: ServerArgs) -> Result<()> {
 
     let fabric = Arc::new(Fabric::new(membership.cluster_id, args.storage.transport()));
     let dir = folder.part(member::FOLDER)?;
+    let state = args.member.initial_cluster_state;
     let mut server = Server { args, membership, client_urls, process, folder, fabric, store: LateStore::default() };
-    let member = Member::open(&server.membership, begin, auto_compaction, dir, &server.fabric).await?;
+    let member = Member::open(&server.membership, state, begin, auto_compaction, dir, &server.fabric).await?;
     let routes = server.store.add_to(member.add_to(server.fabric.routes()));
     let mut peers = server.fabric.serve(peer_ports, routes, &server.process);
     let result = server.serve(&member, client_ports, &mut peers).await;

@@ -313,6 +313,8 @@ fn host_config(config: &StoreConfig) -> HostConfig {
         domain: Domain::Store,
         cluster_id: config.cluster_id,
         host_id: config.store_id.0,
+        // A store that has lost its folder gets another id.
+        first_incarnation: 1,
         workers: config.workers,
         block_cache_bytes: config.block_cache_bytes,
         memtable_bytes: config.memtable_bytes,

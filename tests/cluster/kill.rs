@@ -170,3 +170,44 @@ fn without_a_quorum_requests_end_in_time_and_the_past_can_be_read() {
     survivor.put("k", "3");
     assert_eq!(survivor.get("k"), ["k", "3"]);
 }
+
+/// Whether a region has three voters that all answer and lack nothing, on none of these stores.
+fn is_complete(region: &Value, removed: &[&Value]) -> bool {
+    let well = |peer: &Value| {
+        let answers = peer["learner"] == false && peer["down"] == false && peer["catching_up"] == false;
+        answers && !removed.contains(&&peer["store"])
+    };
+    region["peers"].as_array().is_some_and(|peers| peers.len() == 3 && peers.iter().all(well))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_server_loses_its_folder_once_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::servers(&["--initial-regions", "8"]);
+    wait_whole(&cluster, 8);
+    let mut writer = Writer::start(plan(&cluster, 200)).await.expect("the load starts");
+    writer.acked_more(ROUND, PATIENCE).await.expect("the load runs");
+
+    for (round, victim) in ["n2", "n3", "n1"].into_iter().enumerate() {
+        cluster.process(victim).kill().expect("it can be killed");
+        std::fs::remove_dir_all(cluster.path(victim)).expect("its folder is removed");
+        cluster.process(victim).restart().expect("it starts again");
+        let metrics = cluster.metrics_of(victim);
+        wait_for(&format!("{victim} to take part in placement's group anew"), || {
+            (counted(&metrics, "braid_placement_takes_part") == Some(1.0)).then_some(())
+        });
+        let log = cluster.process(victim).log_tail(100_000);
+        assert!(log.contains("takes part in placement's group anew"), "{log}");
+        wait_for(&format!("the replicas of {victim} to be made anew"), || {
+            let regions = cluster.admin(&["region", "list"])["regions"].as_array()?.clone();
+            let stores = cluster.admin(&["store", "list"])["stores"].as_array()?.clone();
+            let removed = stores.iter().filter(|store| store["state"] == "removed").map(|store| &store["id"]);
+            let removed: Vec<&Value> = removed.collect();
+            let complete = regions.len() == 8 && regions.iter().all(|region| is_complete(region, &removed));
+            (removed.len() == round + 1 && complete).then_some(())
+        });
+        cluster.wait_healthy();
+        writer.acked_more(ROUND, PATIENCE).await.unwrap_or_else(|error| panic!("with {victim} anew: {error:#}"));
+    }
+    let acked = judge(writer).await;
+    assert!(acked >= 4 * ROUND as usize, "{acked} writes");
+}

@@ -42,7 +42,7 @@ fn contradictory_flags_are_named() {
     let cases: [(&[&str], &str); 6] = [
         (&["server", "--name", "n9", "--initial-cluster", "n1=http://127.0.0.1:1"], "is not in --initial-cluster"),
         (&["server", "--replicas", "3"], "starts with 1 stores"),
-        (&["server", "--initial-cluster-state", "existing"], "--initial-cluster-state existing"),
+        (&["server", "--initial-cluster-state", "existing"], "names no other member that could know one"),
         (&["server", "--election-timeout", "9"], "--election-timeout is 9 ms"),
         (&["store"], "--placement-endpoints"),
         (&["dev", "--regions", "2", "--split-keys", "m"], "give one of them"),

@@ -14,11 +14,12 @@ use tonic::Request;
 
 use super::*;
 use crate::schedule::Kind;
-use net::{Net, Port};
+use net::{Company, Net, Port};
 use stores::FakeStores;
 
 mod compaction;
 mod founding;
+mod joining;
 mod net;
 mod numbering;
 mod operators;
@@ -68,6 +69,7 @@ impl Group {
             cluster_id: CLUSTER,
             member_id: 0,
             members: (1..=members).map(member).collect(),
+            new: true,
             replicas: 3,
             split_keys: vec![Bytes::from_static(b"\x20g"), Bytes::from_static(b"\x20p")],
             auto_compaction: AutoCompaction::Off,
@@ -89,12 +91,19 @@ impl Group {
         for id in 1..=members {
             group.open(id).await;
         }
+        group.all_begin().await;
         group
+    }
+
+    /// Waits until every member that runs has the group.
+    async fn all_begin(&self) {
+        let begun = |member: &Placement| member.host.handle(REGION).is_some();
+        eventually("the group", async || self.members.values().all(begun).then_some(())).await;
     }
 
     async fn open(&mut self, id: u64) {
         let member = self.try_open(id).await.expect("the member opens");
-        self.net.attach(id, member.inbound());
+        self.net.attach(&member);
         self.members.insert(id, member);
     }
 
@@ -102,7 +111,11 @@ impl Group {
         let dir = self.dirs[&id].path().to_owned();
         let config = PlacementConfig { dir, member_id: id, ..self.config.clone() };
         let (port, stores) = (Arc::new(Port(Arc::clone(&self.net))), Arc::clone(&self.stores));
-        Placement::open_with(config, port, stores, self.tuning).await
+        Placement::open_with(config, port, stores, self.company(id), self.tuning).await
+    }
+
+    fn company(&self, from: u64) -> Arc<Company> {
+        Arc::new(Company { net: Arc::clone(&self.net), from })
     }
 
     /// The member that leads, holds its lease, and has its sequencer in office.
@@ -155,7 +168,10 @@ impl Group {
     /// Ends a member as a crash would: nothing is handed over.
     async fn kill(&mut self, id: u64) {
         self.net.detach(id);
-        let member = self.members.remove(&id).expect("it runs");
+        let mut member = self.members.remove(&id).expect("it runs");
+        if let Some(beginning) = member.beginning.take() {
+            beginning.abort();
+        }
         let host = Arc::clone(&member.host);
         tokio::task::spawn_blocking(move || host.shutdown()).await.expect("it stops");
     }

@@ -39,6 +39,9 @@ pub struct HostConfig {
     pub cluster_id: ClusterId,
     /// Store id, or member id of a placement member: `Peer::store_id` of its peers.
     pub host_id: u64,
+    /// Incarnation of the first start with an empty folder, at least 1; each start counts one up. Others ignore a host that comes
+    /// with a lower one than before, so a host that may lose its folder and keep its id must begin higher than it ended.
+    pub first_incarnation: u64,
     /// Raft workers. Each region belongs to one.
     pub workers: usize,
     /// RocksDB block cache in bytes. The machine's column families come with the machine's own options; the host takes
@@ -65,6 +68,7 @@ impl HostConfig {
             domain,
             cluster_id,
             host_id,
+            first_incarnation: 1,
             workers: 1,
             block_cache_bytes: 64 << 20,
             memtable_bytes: 32 << 20,

@@ -71,7 +71,7 @@ pub(crate) fn open(config: &HostConfig, machine: &dyn StateMachine) -> Result<Op
         }
         write_ident(config)?;
     }
-    let incarnation = next_incarnation(dir, &db)?;
+    let incarnation = next_incarnation(dir, &db, config.first_incarnation)?;
     Ok(Opened { lock, db, log, snap_dir, incarnation, regions })
 }
 
@@ -173,22 +173,22 @@ fn background_jobs() -> i32 {
     cores.clamp(2, 8) as i32
 }
 
-fn next_incarnation(dir: &Path, db: &DB) -> Result<u64, OpenError> {
+fn next_incarnation(dir: &Path, db: &DB, first: u64) -> Result<u64, OpenError> {
     let cf = db.cf_handle(CF_HOST).expect("opened with the database");
     let key = Key::Incarnation.encode();
-    let last = match db.get_cf(cf, &key).map_err(|error| OpenError::engine(dir, error))? {
-        None => 0,
+    let next = match db.get_cf(cf, &key).map_err(|error| OpenError::engine(dir, error))? {
+        None => first,
         Some(bytes) => {
             let bytes = bytes.as_slice().try_into();
-            u64::from_be_bytes(bytes.map_err(|_| OpenError::damaged(dir, "the start counter cannot be read"))?)
+            1 + u64::from_be_bytes(bytes.map_err(|_| OpenError::damaged(dir, "the start counter cannot be read"))?)
         }
     };
     let mut batch = WriteBatch::new();
-    batch.put_cf(cf, key, (last + 1).to_be_bytes());
+    batch.put_cf(cf, key, next.to_be_bytes());
     let mut options = WriteOptions::default();
     options.set_sync(true);
     db.write_opt(batch, &options).map_err(|error| OpenError::engine(dir, error))?;
-    Ok(last + 1)
+    Ok(next)
 }
 
 struct Recovery<'a> {

@@ -8,23 +8,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use braid_host::{Inbound, Transport};
-use braid_proto::pb::RaftFrame;
+use braid_proto::pb::members_server::Members as _;
+use braid_proto::pb::{JoinRequest, JoinResponse, MemberRequest, RaftFrame};
+use braid_proto::service::BoxFuture;
 use parking_lot::Mutex;
+use tonic::{Request, Response};
+
+use super::CLUSTER;
+use crate::leader::Shared;
+use crate::membership::{Others, Says};
+use crate::placement::{MemberConfig, Placement};
+use crate::service::MembersService;
 
 #[derive(Default)]
 pub struct Net {
     members: Mutex<BTreeMap<u64, Arc<dyn Inbound>>>,
+    services: Mutex<BTreeMap<u64, Arc<Shared>>>,
     isolated: Mutex<BTreeSet<u64>>,
     pub snapshots: AtomicUsize,
 }
 
 impl Net {
-    pub fn attach(&self, member: u64, inbound: Arc<dyn Inbound>) {
-        self.members.lock().insert(member, inbound);
+    pub fn attach(&self, member: &Placement) {
+        self.members.lock().insert(member.id(), member.inbound());
+        self.services.lock().insert(member.id(), Arc::clone(&member.shared));
     }
 
     pub fn detach(&self, member: u64) {
         self.members.lock().remove(&member);
+        self.services.lock().remove(&member);
+    }
+
+    /// The service of `to`, if `from` reaches it.
+    fn service(&self, from: u64, to: u64) -> Option<MembersService> {
+        let isolated = self.isolated.lock();
+        if isolated.contains(&from) || isolated.contains(&to) {
+            return None;
+        }
+        self.services.lock().get(&to).map(|shared| MembersService::new(Arc::clone(shared)))
     }
 
     /// Nobody reaches `member`, and it reaches nobody.
@@ -67,6 +88,28 @@ impl Transport for Port {
                 Err(error) => done(Err(error.to_string())),
             }
         });
+    }
+}
+
+/// The other members as one of them reaches them.
+pub struct Company {
+    pub net: Arc<Net>,
+    pub from: u64,
+}
+
+impl Others for Company {
+    fn ask(&self, member: &MemberConfig) -> BoxFuture<Says> {
+        let service = self.net.service(self.from, member.id).ok_or("no answer".to_owned());
+        let request = MemberRequest { cluster_id: CLUSTER.0 };
+        Box::pin(async move {
+            let answer = service?.get_member(Request::new(request)).await;
+            answer.map(Response::into_inner).map_err(|status| status.message().to_owned())
+        })
+    }
+
+    fn join(&self, member: &MemberConfig, request: JoinRequest) -> BoxFuture<Option<JoinResponse>> {
+        let service = self.net.service(self.from, member.id);
+        Box::pin(async move { Some(service?.join(Request::new(request)).await.ok()?.into_inner()) })
     }
 }
 

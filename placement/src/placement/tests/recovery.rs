@@ -13,7 +13,7 @@ use crate::state::State;
 use crate::state::rows::Row;
 
 /// Takes ids from whoever leads. What a leader had taken when it was deposed is lost, which is no harm.
-async fn allocate(group: &Group, count: u64) -> u64 {
+pub async fn allocate(group: &Group, count: u64) -> u64 {
     let allocated = async || {
         let leader = group.leader().await;
         let term = leader.shared.leading()?;
@@ -23,7 +23,7 @@ async fn allocate(group: &Group, count: u64) -> u64 {
 }
 
 /// Waits until `member` has applied what the leader has.
-async fn same_state(group: &Group, member: u64) {
+pub async fn same_state(group: &Group, member: u64) {
     let same = async || {
         let members = [group.leader().await, &group.members[&member]];
         let [leader, member] = members.map(|member| member.shared.replica.read(State::clone));
@@ -88,7 +88,8 @@ async fn folders_of_others_and_wrong_configurations_are_refused() {
         changed.dir = group.dirs[&1].path().to_owned();
         change(&mut changed);
         let port = Arc::new(Port(Arc::clone(&group.net)));
-        match Placement::open_with(changed, port, Arc::clone(&group.stores) as _, group.tuning).await {
+        match Placement::open_with(changed, port, Arc::clone(&group.stores) as _, group.company(1), group.tuning).await
+        {
             Ok(_) => panic!("must be refused"),
             Err(error) => error.to_string(),
         }

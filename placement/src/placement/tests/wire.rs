@@ -15,8 +15,7 @@ async fn a_stream_of_numbering_requests_is_answered_in_order() {
     let leader = group.leader().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("bound");
-    let (placement, sequencer, admin) = leader.services();
-    let router = tonic::transport::Server::builder().add_service(placement).add_service(sequencer).add_service(admin);
+    let router = tonic::transport::Server::builder().add_routes(leader.add_to(Routes::default()));
     let server = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
 
     let request = |seq| NumberRequest {
