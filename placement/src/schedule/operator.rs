@@ -164,6 +164,12 @@ impl Operator {
             (self.again_ms, self.refusal) = (None, None);
         }
         let Some(step) = self.plan.steps.get(self.at) else { return Progress::Done };
+        let late = now_ms.saturating_sub(self.step_since_ms) > config.step_ms_max;
+        let freezes = matches!(step, Step::Merge { .. }) && epoch.version == self.plan.epoch.version + 1;
+        if freezes && !late {
+            // A merge freezes the region at the next version before it is gone.
+            return Progress::Wait(format!("{} is frozen: {step}", self.plan.region));
+        }
         if epoch.version != self.plan.epoch.version {
             return Progress::Failed(format!("{} was split or merged meanwhile", self.plan.region));
         }

@@ -25,11 +25,18 @@ struct Bench {
 impl Bench {
     /// The replica on s1, which leads, is to go to s4.
     fn new() -> Self {
+        Self::with(|region, _| Plan::replace(region, StoreId(1), StoreId(4), None).unwrap())
+    }
+
+    fn with(plan: impl Fn(&RegionView, &View) -> Plan) -> Self {
         let mut view = View::new(Vec::new());
         (1..=5).for_each(|id| view.put_store(StoreId(id), Default::default(), 1.0));
         view.take(news(1, &[peer(1, false), peer(2, false), peer(3, false)], 1), 0);
+        let mut right = news(1, &[peer(1, false), peer(2, false), peer(3, false)], 1);
+        (right.region.id, right.region.start, right.region.end) = (8, "m".into(), "z".into());
+        view.take(right, 0);
         let region = view.region(RegionId(7)).unwrap();
-        let mut plan = Plan::replace(region, StoreId(1), StoreId(4), None).unwrap();
+        let mut plan = plan(region, &view);
         plan.steps.iter_mut().for_each(|step| step.name(3, &mut || 14));
         let operator = Operator::new(OperatorId(1), plan, region, 0);
         Self { view, config: Config::default(), operator }
@@ -99,6 +106,29 @@ fn schedule_gives_up_when_somebody_else_changes_the_region_or_time_is_over() {
     let late = bench.config.snapshot_ms_max + 10_000;
     assert!(ordered(&bench.look(late)).starts_with("failed: not done in 60"), "{:?}", bench.look(late));
     assert_eq!(bench.operator.gone(Some(RegionId(9))), Progress::Failed("the region was merged into r9".to_owned()));
+}
+
+#[test]
+fn schedule_waits_for_a_frozen_region_to_be_merged() {
+    let bench = || Bench::with(|region, view| Plan::merge(region, view.region(RegionId(8)).unwrap()));
+    let frozen = |version| {
+        let mut news = news(1, &[peer(1, false), peer(2, false), peer(3, false)], 1);
+        news.region.epoch = Some(RegionEpoch { conf_ver: 1, version });
+        news
+    };
+    let mut merging = bench();
+    assert_eq!(ordered(&merging.look(0)), "s1: merge into r8");
+    assert_eq!(ordered(&merging.report(frozen(2), 10)), "wait", "it is frozen at the next version, and reported so");
+    assert_eq!(ordered(&merging.look(20)), "wait");
+    assert_eq!(merging.operator.gone(Some(RegionId(8))), Progress::Done);
+
+    let mut thawed = bench();
+    thawed.look(0);
+    assert_eq!(ordered(&thawed.report(frozen(3), 10)), "failed: r7 was split or merged meanwhile");
+    let mut stuck = bench();
+    stuck.look(0);
+    stuck.report(frozen(2), 10);
+    assert!(ordered(&stuck.look(stuck.config.step_ms_max + 1)).starts_with("failed"));
 }
 
 #[test]
