@@ -130,7 +130,7 @@ pub struct Placement {
 
 impl Placement {
     /// Opens the member's folder and takes part in its group: at once if the folder says so, otherwise as soon as it is known
-    /// how, in the background ([`membership`]). Its services must be served meanwhile: the other members ask.
+    /// how, in the background (`membership`). Its services must be served meanwhile: the other members ask.
     ///
     /// # Errors
     /// The folder belongs to another cluster or member, is in use or damaged; the configuration is wrong.
