@@ -83,7 +83,8 @@ pub async fn take_part(shared: Arc<Shared>, host: Arc<Host>, gate: Arc<Gate>, gr
             Next::Begin(company) => match begin(&shared, &host, company, &group).await {
                 Ok(()) => {
                     gate.open();
-                    return tracing::info!("this member begins placement's group together with the others");
+                    tracing::info!("this member begins placement's group together with the others");
+                    return go_first(&shared, &host, &group).await;
                 }
                 Err(why) => said.say(format!("placement's group cannot be begun: {why}")),
             },
@@ -133,6 +134,22 @@ async fn begin(
         host.create_regions(vec![group])
     });
     begun.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// The first peer of a new group campaigns when the others are there, or everybody would wait for an election timeout: what it
+/// said when it was made they did not hear yet.
+async fn go_first(shared: &Shared, host: &Host, group: &Region) {
+    if group.peers.first().is_none_or(|peer| peer.store_id != shared.member) {
+        return;
+    }
+    let Some(handle) = host.handle(group.region_id()) else { return };
+    while handle.leader().is_none() {
+        let begun = |(_, says): &(u64, Says)| says.as_ref().is_ok_and(|says| says.peer_id != 0);
+        if ask_all(shared).await.iter().all(begun) {
+            return handle.campaign();
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Asks whoever leads for a new peer, until that votes.
