@@ -13,7 +13,8 @@
 //!
 //! A member that is told that the cluster exists (`--initial-cluster-state existing`) does not begin it by itself.
 //!
-//! 1. Folders are told apart by tokens, drawn when they are made. Who begins the group writes down first in whose company.
+//! 1. Folders are told apart by tokens, drawn when they are made. Who begins the group writes down first in whose company, and
+//!    before it says anything that the folder has been used: one that has lost its peer is another folder, with another token.
 //! 2. Until it is decided no raft message reaches the host, and afterwards only those for the new peer ([`Gate`]): a message
 //!    would make the old peer anew.
 //! 3. The new peer is a learner, then a voter, by changes of the group that the old peer has no part in (`join`).
@@ -131,7 +132,9 @@ async fn begin(
     let begun = tokio::task::spawn_blocking(move || {
         shared.folder.keep(company).map_err(|error| error.to_string())?;
         // CRASH: the company is durable, the group is not. Safe: the member asks again.
-        host.create_regions(vec![group])
+        host.create_regions(vec![group])?;
+        // CRASH: the group is durable, and nobody has heard of the peer. Safe: the next start says that it is used.
+        shared.folder.use_it().map_err(|error| error.to_string())
     });
     begun.await.unwrap_or_else(|error| Err(error.to_string()))
 }
@@ -157,6 +160,7 @@ async fn join_anew(shared: &Shared, host: &Host, gate: &Gate, group: RegionId, m
     let own = || host.handle(group).map_or(0, |handle| handle.peer().id);
     let mut peer_id = own();
     tracing::warn!("placement's group has begun without this folder: the member takes part anew, under a new peer id");
+    // Nobody vouches for this folder, used or not, so that it need not say so before the peer is there.
     loop {
         gate.admit_only(peer_id);
         let request = JoinRequest { cluster_id: shared.cluster_id.0, member_id: shared.member, peer_id };

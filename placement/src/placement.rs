@@ -312,7 +312,14 @@ async fn open_folder(config: &PlacementConfig) -> Result<OwnFolder, PlacementErr
     let (dir, member) = (config.dir.clone(), config.member_id);
     let opened = tokio::task::spawn_blocking(move || OwnFolder::open(&dir, member, drawn_life())).await;
     let opened = opened.map_err(std::io::Error::other).flatten();
-    opened.map_err(|error| PlacementError::Data(format!("the member's token in {}: {error}", config.dir.display())))
+    opened.map_err(|error| own_file(config, &error))
+}
+
+fn own_file(config: &PlacementConfig, error: &std::io::Error) -> PlacementError {
+    PlacementError::Data(format!(
+        "which folder of the member {} is cannot be read or written: {error}",
+        config.dir.display()
+    ))
 }
 
 /// Lets the member take part: at once if it does by its folder, or is the only one; otherwise by the task that is returned.
@@ -336,6 +343,14 @@ async fn begin(
         let created = tokio::task::spawn_blocking(move || host.create_regions(vec![group])).await;
         created.unwrap_or_else(|error| Err(error.to_string())).map_err(PlacementError::Create)?;
     }
+    let own = {
+        let (shared, host) = (Arc::clone(shared), Arc::clone(host));
+        tokio::task::spawn_blocking(move || match host.handle(REGION) {
+            Some(_) => shared.folder.use_it(),
+            None => shared.folder.has_no_peer(drawn_life()),
+        })
+    };
+    own.await.map_err(std::io::Error::other).flatten().map_err(|error| own_file(config, &error))?;
     if !votes() {
         let task = membership::take_part(Arc::clone(shared), Arc::clone(host), Arc::clone(gate), group, config.new);
         return Ok(Some(tokio::spawn(task)));

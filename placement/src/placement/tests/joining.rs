@@ -9,6 +9,20 @@ use super::recovery::{allocate, same_state};
 use super::*;
 
 impl Group {
+    /// Three members with folders that nobody has used, of whom these get no answers from the others.
+    async fn start_anew(deaf: &[u64]) -> Self {
+        let mut group = Self::start(3).await;
+        for id in 1..=3 {
+            group.kill(id).await;
+            group.lose_folder(id);
+        }
+        deaf.iter().for_each(|id| group.net.deafen(*id));
+        for id in 1..=3 {
+            group.open(id).await;
+        }
+        group
+    }
+
     /// The peers of the group, as its leader has them: member, peer, whether it votes.
     async fn peers(&self) -> Vec<(u64, u64, bool)> {
         let region = self.leader().await.host.handle(REGION).expect("it leads").region();
@@ -67,18 +81,33 @@ async fn the_group_begins_when_the_last_member_is_there() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_there_at_the_beginning_begins_late_with_the_same_folder() {
+    let mut group = Group::start_anew(&[3]).await;
+    let begun = |id: u64| group.members[&id].host.handle(REGION).is_some();
+    eventually("two that begin", async || (begun(1) && begun(2)).then_some(())).await;
+    assert!(!begun(3), "nobody answers it");
+    group.kill(3).await;
+    group.net.heal();
+    allocate(&group, 1).await;
+    group.open(3).await;
+    assert_eq!(group.votes_as(3).await, 3, "it is the peer it would have been");
+    same_state(&group, 3).await;
+    group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_has_lost_its_peer_is_a_lost_folder() {
     let mut group = Group::start(3).await;
     group.leader().await;
-    // As if it had crashed after the others began and before it did: its folder knows its token, and nothing else.
-    let late = group.follower().await;
-    group.kill(late).await;
-    let dir = group.dirs[&late].path();
+    let lost = group.follower().await;
+    group.kill(lost).await;
+    let dir = group.dirs[&lost].path();
     for part in ["kv", "log", "snap", "IDENT"] {
         let part = dir.join(part);
         if part.is_dir() { std::fs::remove_dir_all(part) } else { std::fs::remove_file(part) }.expect("removed");
     }
-    group.open(late).await;
-    assert_eq!(group.votes_as(late).await, late, "it is the peer it would have been");
+    group.open(lost).await;
+    assert!(group.votes_as(lost).await > 3);
+    same_state(&group, lost).await;
     group.stop_all().await;
 }
 

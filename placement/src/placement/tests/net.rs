@@ -25,6 +25,8 @@ pub struct Net {
     members: Mutex<BTreeMap<u64, Arc<dyn Inbound>>>,
     services: Mutex<BTreeMap<u64, Arc<Shared>>>,
     isolated: Mutex<BTreeSet<u64>>,
+    /// Who gets no answers from other members' services, and gives some.
+    deaf: Mutex<BTreeSet<u64>>,
     pub snapshots: AtomicUsize,
 }
 
@@ -42,7 +44,7 @@ impl Net {
     /// The service of `to`, if `from` reaches it.
     fn service(&self, from: u64, to: u64) -> Option<MembersService> {
         let isolated = self.isolated.lock();
-        if isolated.contains(&from) || isolated.contains(&to) {
+        if isolated.contains(&from) || isolated.contains(&to) || self.deaf.lock().contains(&from) {
             return None;
         }
         self.services.lock().get(&to).map(|shared| MembersService::new(Arc::clone(shared)))
@@ -53,8 +55,14 @@ impl Net {
         self.isolated.lock().insert(member);
     }
 
+    /// `member` answers others, and is not answered.
+    pub fn deafen(&self, member: u64) {
+        self.deaf.lock().insert(member);
+    }
+
     pub fn heal(&self) {
         self.isolated.lock().clear();
+        self.deaf.lock().clear();
     }
 
     fn reach(&self, frame: &RaftFrame) -> Option<Arc<dyn Inbound>> {
