@@ -296,7 +296,7 @@ async fn open_host(
     host_config.memtable_bytes = CACHE_BYTES;
     host_config.log_purge_bytes = LOG_PURGE_BYTES;
     host_config.log_keep_entries = tuning.log_keep_entries;
-    // A member that has lost its folder keeps its id. A clock that was set back costs its support of the others, no more.
+    // A member that has lost its folder keeps its id. Behind a clock that was set back the others ignore it, no more.
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     host_config.first_incarnation = (clock.as_millis() as u64).max(1);
     let opened =
