@@ -309,7 +309,15 @@ fn settle(cluster: &Cluster, counts: &mut Counts) {
             let everywhere = regions
                 .iter()
                 .all(|(region, ..)| region.peers.iter().all(|peer| cluster.handle(peer.store_id, region.id).is_some()));
-            (everywhere && (1..=4).all(agrees)).then_some(())
+            // Followers learn a little later what is committed; the next look would propose more.
+            let deadline = std::time::Instant::now() + PATIENCE;
+            while everywhere && std::time::Instant::now() < deadline {
+                if (1..=4).all(agrees) {
+                    return Some(());
+                }
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            None
         })
     }));
     if settled.is_err() {
