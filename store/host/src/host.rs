@@ -242,7 +242,7 @@ impl Host {
         neighbours.iter().map(held).collect::<Option<_>>().map(SupportHeld)
     }
 
-    /// How often this folder was opened, this time included.
+    /// Tells this start from those before: one more than at the last one, from [`HostConfig::first_incarnation`] on.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation(self.core.incarnation)
     }
