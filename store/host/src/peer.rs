@@ -104,6 +104,8 @@ pub(crate) struct Peer {
     log_bytes: u64,
     incoming: Option<Box<(SnapshotManifest, SnapshotDir)>>,
     installing: bool,
+    /// Entries behind the raft snapshot that is being installed, committed already: handed over once its data is in place.
+    withheld: Vec<Entry>,
     /// Ticks that a finished snapshot waits for raft to take it.
     snapshot_age: u64,
     /// A raft snapshot for this peer could not be sent; raft is told when it may be.
@@ -226,6 +228,7 @@ impl Peer {
             log_bytes: 0,
             incoming: None,
             installing: false,
+            withheld: Vec::new(),
             snapshot_age: 0,
             failed_snapshot: None,
             last_heard: Vec::new(),

@@ -68,6 +68,8 @@ impl Peer {
         if self.installing || (!room && self.apply_bytes > 0) {
             return None;
         }
+        let withheld = std::mem::take(&mut self.withheld);
+        self.hand(withheld, effects);
         if self.raw.snap().is_some() && self.handed != self.applied() {
             return None;
         }
@@ -130,7 +132,12 @@ impl Peer {
         let messages = light.take_messages();
         self.send(messages, now, effects);
         let committed = light.take_committed_entries();
-        self.hand(committed, effects);
+        if self.installing {
+            // They came in one round with the raft snapshot that they follow.
+            self.withheld = committed;
+        } else {
+            self.hand(committed, effects);
+        }
         if let Some(to) = self.failed_snapshot.take() {
             self.raw.report_snapshot(to, SnapshotStatus::Failure);
         }

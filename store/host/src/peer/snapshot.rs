@@ -148,3 +148,122 @@ impl Peer {
         self.reads.applied(apply.applied_index);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use braid_proto::id::Term;
+    use braid_proto::pb::{Peer as PeerMeta, Region, RegionEpoch, SnapshotManifest};
+    use raft::eraftpb::{Entry, Message, MessageType};
+
+    use super::super::raft_logger;
+    use super::*;
+    use crate::change::conf_state;
+    use crate::config::Timing;
+    use crate::gc::Keep;
+    use crate::guard::VoteGuard;
+    use crate::log::LogStore;
+    use crate::log::memory::MemoryLog;
+    use crate::support::{SupportConfig, SupportTable};
+
+    struct Machine;
+
+    impl crate::RegionMachine for Machine {
+        fn apply(&self, _: &[crate::Entry], _: rocksdb::WriteBatch) {}
+        fn on_leader(&self, _: Term) {}
+        fn on_follower(&self, _: Term, _: Option<PeerMeta>) {}
+        fn on_region(&self, _: &Region) {}
+        fn approximate_size(&self) -> (u64, u64) {
+            (0, 0)
+        }
+    }
+
+    /// Peer 13 of region 1 on host 3, which the message of another host made.
+    struct Follower {
+        env: Env,
+        peer: Peer,
+        log: Arc<MemoryLog>,
+        region: Region,
+    }
+
+    impl Follower {
+        const LEADER: PeerMeta = PeerMeta { id: 11, store_id: 1, learner: false, changing: false };
+        const TERM: u64 = 6;
+
+        fn new() -> Self {
+            let support = Arc::new(SupportTable::new(3, 1, SupportConfig::default()));
+            let keep = Keep { entries: 100, bytes: 1 << 20 };
+            let env = Env { host_id: 3, timing: Timing::default(), keep, support, logger: raft_logger() };
+            let region = Region {
+                id: 1,
+                epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+                peers: vec![PeerMeta::voter(13, 3), Self::LEADER, PeerMeta::voter(12, 2)],
+                ..Region::default()
+            };
+            let log = Arc::new(MemoryLog::default());
+            let store: Arc<dyn LogStore> = Arc::clone(&log) as _;
+            let peer = Peer::uninitialised(&env, PeerHandle::detached(&region), store, None, VoteGuard::new(0, 0));
+            Self { env, peer, log, region }
+        }
+
+        fn message(kind: MessageType) -> Message {
+            let mut message = Message { from: 11, to: 13, term: Self::TERM, ..Message::default() };
+            message.set_msg_type(kind);
+            message
+        }
+
+        fn snapshot(&mut self, index: u64, at: Now) {
+            let manifest = SnapshotManifest { region: Some(self.region.clone()), ..SnapshotManifest::default() };
+            let mut message = Self::message(MessageType::MsgSnapshot);
+            let meta = message.mut_snapshot().mut_metadata();
+            (meta.index, meta.term) = (index, Self::TERM);
+            meta.set_conf_state(conf_state(&self.region.peers));
+            let letter = Letter {
+                region: 1,
+                to: self.peer.handle.peer(),
+                from: Self::LEADER,
+                shape: Some(self.region.clone()),
+                gone: false,
+                message,
+            };
+            let parcel = Parcel { host: 1, incarnation: 1, letter, manifest, dir: SnapshotDir(None) };
+            assert!(self.peer.step_snapshot(parcel, at, &self.env), "raft takes the snapshot");
+        }
+
+        /// The entry after `index`, committed.
+        fn entry_after(&mut self, index: u64, at: Now) {
+            let entry =
+                Entry { index: index + 1, term: Self::TERM, data: b"k=v".as_slice().into(), ..Entry::default() };
+            let mut append = Self::message(MessageType::MsgAppend);
+            (append.index, append.log_term, append.commit) = (index, Self::TERM, index + 1);
+            append.entries = vec![entry].into();
+            self.peer.step((Self::LEADER, 1), 1, append, at, &self.env);
+        }
+
+        /// What the worker does in one round; returns what it hands to the apply thread.
+        fn round(&mut self, at: Now) -> Vec<u64> {
+            let mut effects = Effects::default();
+            if let Some(ready) = self.peer.collect(at, &self.env, true, &mut effects) {
+                self.log.write(std::mem::take(&mut effects.log), effects.sync).unwrap();
+                self.peer.finish(ready, at, &self.env, &mut effects);
+            }
+            effects.committed.iter().flat_map(|committed| &committed.entries).map(|entry| entry.index).collect()
+        }
+    }
+
+    #[test]
+    fn entries_that_came_with_a_snapshot_wait_for_its_data() {
+        let mut follower = Follower::new();
+        // Past the time in which a new peer lets entries pass unanswered.
+        let at = Now::monotonic().plus(follower.env.timing.election() * 10);
+        follower.snapshot(500, at);
+        follower.entry_after(500, at);
+        assert_eq!(follower.round(at), [0; 0], "the data is not in place");
+        assert_eq!(follower.round(at), [0; 0], "still not");
+        follower.peer.on_installed(Arc::new(Machine), ApplyState::at(500, Follower::TERM));
+        assert_eq!(follower.round(at), [501]);
+        follower.entry_after(501, at);
+        assert_eq!(follower.round(at), [502], "once, and the next as ever");
+    }
+}
