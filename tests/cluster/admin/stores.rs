@@ -73,7 +73,13 @@ fn a_store_is_drained_and_a_killed_one_is_rebuilt_elsewhere() {
         (cluster.admin(&["store", "show", &victim_id])["store"]["state"] == "disconnected").then_some(())
     });
     assert_ne!(cluster.admin_output(&["health"]).status.code(), Some(0));
-    let removed = cluster.admin(&["store", "remove", &victim_id, "--yes"]);
+    // Refused while a replica that has just come to the fourth store has not caught up.
+    let removed = wait_for("the store to be removed", || {
+        let output = cluster.admin_output(&["store", "remove", &victim_id, "--yes", "--output", "json"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || said.contains("would have no quorum"), "{said}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()
+    });
     assert_eq!(removed["store"]["state"], "removed");
     wait_for("its replicas to be rebuilt", || {
         let all = regions(&cluster);

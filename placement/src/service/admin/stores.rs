@@ -163,8 +163,8 @@ fn may_be_removed(shared: &Shared, term: Term, id: StoreId, force: bool) -> Resu
         store.replicas.iter().filter_map(|id| view.region(*id)).filter(loses).map(RegionView::id).collect();
     if !lost.is_empty() && !force {
         return Err(format!(
-            "{} regions ({}) would have no quorum of voters that are well without {id}: bring other stores of theirs back \
-             first; --force gives up what only {id} holds",
+            "{} regions ({}) would have no quorum of voters that are well without {id}: bring other stores of theirs back, or \
+             wait until their replicas have caught up; --force gives up what only {id} holds",
             lost.len(),
             words::listed(lost.iter().copied())
         ));
