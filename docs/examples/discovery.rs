@@ -9,6 +9,7 @@
 
 use anyhow::{Result, bail};
 use etcd_client::{Client, EventType, GetOptions, PutOptions, WatchOptions};
+use tokio::signal::unix::{SignalKind, signal};
 
 mod session;
 use session::Session;
@@ -25,13 +26,15 @@ async fn main() -> Result<()> {
 }
 
 async fn serve(mut client: Client, service: &str, address: &str) -> Result<()> {
+    // Before anything is said: who has heard that the instance is there may end it.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     let mut session = Session::start(&client).await?;
     let with_lease = PutOptions::new().with_lease(session.lease());
     client.put(format!("services/{service}/{address}"), address, Some(with_lease)).await?;
     println!("{service}: {address} is registered");
     tokio::select! {
         () = session.ended() => bail!("the lease is gone: this instance is not known any more"),
-        signal = tokio::signal::ctrl_c() => signal?,
+        _ = interrupts.recv() => {}
     }
     session.close().await?;
     println!("{service}: {address} is gone");

@@ -7,6 +7,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use etcd_client::{Client, ResignOptions};
+use tokio::signal::unix::{SignalKind, signal};
 
 mod session;
 use session::Session;
@@ -23,22 +24,21 @@ async fn main() -> Result<()> {
 }
 
 async fn run(mut client: Client, election: &str, candidate: &str) -> Result<()> {
+    // One for both waits below: a Ctrl-C between them counts.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     let mut session = Session::start(&client).await?;
     println!("{candidate} is a candidate");
     // Comes back when everybody who came before is gone.
     let leadership = tokio::select! {
         won = client.campaign(election, candidate, session.lease()) => won?,
         () = session.ended() => bail!("the lease is gone, and the candidate with it"),
-        signal = tokio::signal::ctrl_c() => {
-            signal?;
-            return session.close().await;
-        }
+        _ = interrupts.recv() => return session.close().await,
     };
     println!("{candidate} leads");
     tokio::select! {
         // From here on another one may lead: stop whatever only a leader may do.
         () = session.ended() => bail!("the lease is gone, and the leadership with it"),
-        signal = tokio::signal::ctrl_c() => signal?,
+        _ = interrupts.recv() => {}
     }
     let leader = leadership.leader().context("a campaign that was won has a key")?.clone();
     client.resign(Some(ResignOptions::new().with_leader(leader))).await?;

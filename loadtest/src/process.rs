@@ -102,15 +102,13 @@ impl Process {
             return Ok(status);
         }
         let name = &self.spec.name;
-        let pidfd = pidfd_open(self.raw_pid(), PidfdFlags::empty()).with_context(|| format!("cannot watch {name}"))?;
-        let timeout = Timespec { tv_sec: within.as_secs().cast_signed(), tv_nsec: within.subsec_nanos().into() };
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        if poll(&mut fds, Some(&timeout)).with_context(|| format!("cannot wait for {name}"))? == 0 {
-            bail!("{name} (process {}) has not ended within {within:?}\n{}", self.pid(), self.log_tail(10));
+        match wait_within(&mut self.child, within).with_context(|| format!("cannot wait for {name}"))? {
+            Some(status) => {
+                self.ended = Some(status);
+                Ok(status)
+            }
+            None => bail!("{name} (process {}) has not ended within {within:?}\n{}", self.pid(), self.log_tail(10)),
         }
-        let status = self.child.wait().with_context(|| format!("cannot wait for {name}"))?;
-        self.ended = Some(status);
-        Ok(status)
     }
 
     /// Starts it again as it was started first. It must have ended.
@@ -144,7 +142,7 @@ impl Process {
     }
 
     fn raw_pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed()).expect("a child's process id is not 0")
+        pid_of(&self.child)
     }
 }
 
@@ -153,6 +151,23 @@ impl Drop for Process {
         // An error means that it is gone already, and there is nobody to tell.
         let _ = self.kill();
     }
+}
+
+/// Waits until a child has ended. None: it still runs after `within`.
+pub fn wait_within(child: &mut Child, within: Duration) -> std::io::Result<Option<ExitStatus>> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(Some(status));
+    }
+    let pidfd = pidfd_open(pid_of(child), PidfdFlags::empty())?;
+    let timeout = Timespec { tv_sec: within.as_secs().cast_signed(), tv_nsec: within.subsec_nanos().into() };
+    if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? == 0 {
+        return Ok(None);
+    }
+    child.wait().map(Some)
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed()).expect("a child's process id is not 0")
 }
 
 fn spawn(spec: &Spec) -> anyhow::Result<Child> {

@@ -1,11 +1,11 @@
 //! An unchanged etcdctl on eight regions over three store processes.
 
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::clients;
 use crate::harness::{Cluster, wait_for};
 
 /// etcd's command line client: `$ETCDCTL`, else the package's, else the first one on the PATH.
@@ -35,25 +35,17 @@ impl Etcdctl {
         Self { endpoints: endpoint.to_owned() }
     }
 
+    /// Pointed at the cluster, without a command yet.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(program());
+        command.env("ETCDCTL_API", "3").env_remove("ETCDCTL_ENDPOINTS");
+        command.arg(format!("--endpoints={}", self.endpoints));
+        command
+    }
+
     /// Runs it with `input` on stdin.
     pub fn output(&self, args: &[&str], input: &[u8]) -> Output {
-        let mut child = Command::new(program())
-            .env("ETCDCTL_API", "3")
-            .env_remove("ETCDCTL_ENDPOINTS")
-            .arg(format!("--endpoints={}", self.endpoints))
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("etcdctl starts");
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        let input = input.to_vec();
-        // Beside waiting: an input larger than the pipe would block both sides.
-        let writer = std::thread::spawn(move || stdin.write_all(&input));
-        let output = child.wait_with_output().expect("etcdctl ends");
-        writer.join().expect("the writer does not panic").expect("etcdctl reads its input");
-        output
+        clients::output(self.command().args(args), input)
     }
 
     /// Lines of its answer; it must succeed.

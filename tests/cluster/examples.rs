@@ -1,20 +1,13 @@
 //! The programs of `docs/examples`, run as they are against a cluster of eight regions.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
-
+use crate::clients::Running;
 use crate::etcdctl::{Etcdctl, program};
-use crate::harness::{Cluster, PATIENCE};
+use crate::harness::Cluster;
 use crate::kill::wait_whole;
-
-/// Long for a line that should not come, short for a test.
-const QUIET: Duration = Duration::from_millis(300);
 
 /// Where cargo puts the examples of this package: beside the program.
 fn example(name: &str) -> PathBuf {
@@ -27,77 +20,12 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
-/// A program that runs, and what it prints.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
+fn run(cluster: &Cluster, name: &str, args: &[&str]) -> Running {
+    Running::start(pointed_at(cluster, Command::new(example(name)).args(args)))
 }
 
-impl Running {
-    fn start(cluster: &Cluster, mut command: Command) -> Self {
-        command.env("ENDPOINTS", cluster.endpoints.join(","));
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|why| panic!("{command:?}: {why}"));
-        let output = child.stdout.take().expect("stdout is piped");
-        let (telling, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if telling.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, lines }
-    }
-
-    fn example(cluster: &Cluster, name: &str, args: &[&str]) -> Self {
-        let mut command = Command::new(example(name));
-        command.args(args);
-        Self::start(cluster, command)
-    }
-
-    #[track_caller]
-    fn says(&self, expect: &str) {
-        assert_eq!(self.lines.recv_timeout(PATIENCE).as_deref(), Ok(expect));
-    }
-
-    #[track_caller]
-    fn is_silent(&self) {
-        assert_eq!(self.lines.recv_timeout(QUIET), Err(RecvTimeoutError::Timeout));
-    }
-
-    /// Everything that it still says; it ends well.
-    #[track_caller]
-    fn rest(mut self) -> Vec<String> {
-        let rest = self.lines.iter().collect();
-        assert!(self.child.wait().expect("it ends").success(), "{rest:?}");
-        rest
-    }
-
-    /// kill -9.
-    fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
-    }
-
-    /// Ctrl-C; it ends well, and says this.
-    #[track_caller]
-    fn interrupt(self) -> Vec<String> {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a child's process id is not 0");
-        kill_process(pid, Signal::INT).expect("it can be signalled");
-        self.rest()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
+fn pointed_at<'a>(cluster: &Cluster, command: &'a mut Command) -> &'a mut Command {
+    command.env("ENDPOINTS", cluster.endpoints.join(","))
 }
 
 #[test]
@@ -114,7 +42,7 @@ fn the_examples_do_what_they_say() {
 }
 
 fn discovery(cluster: &Cluster) {
-    let run = |args: &[&str]| Running::example(cluster, "discovery", args);
+    let run = |args: &[&str]| run(cluster, "discovery", args);
     let first = run(&["serve", "web", "10.0.0.1:80"]);
     first.says("web: 10.0.0.1:80 is registered");
     let watch = run(&["watch", "web"]);
@@ -124,20 +52,20 @@ fn discovery(cluster: &Cluster) {
     second.says("web: 10.0.0.2:80 is registered");
     watch.says("+ 10.0.0.2:80");
     watch.is_silent();
-    assert_eq!(first.interrupt(), ["web: 10.0.0.1:80 is gone"]);
+    assert_eq!(first.interrupt().rest(), ["web: 10.0.0.1:80 is gone"]);
     watch.says("- 10.0.0.1:80");
     second.kill();
     watch.says("- 10.0.0.2:80");
 }
 
 fn lock(cluster: &Cluster) {
-    let all: Vec<Running> = (0..3).map(|_| Running::example(cluster, "lock", &["counter", "5"])).collect();
+    let all: Vec<Running> = (0..3).map(|_| run(cluster, "lock", &["counter", "5"])).collect();
     let said: BTreeSet<String> = all.into_iter().flat_map(Running::rest).collect();
     assert_eq!(said, (1..=15).map(|count| format!("counter is {count}")).collect());
 }
 
 fn election(cluster: &Cluster) {
-    let run = |args: &[&str]| Running::example(cluster, "election", args);
+    let run = |args: &[&str]| run(cluster, "election", args);
     let observer = run(&["observe", "shop"]);
     observer.says("observing shop");
     let candidates: Vec<Running> = ["alice", "bob", "carol"]
@@ -157,14 +85,14 @@ fn election(cluster: &Cluster) {
     observer.says("leader: alice");
     let [alice, bob, carol]: [Running; 3] = candidates.try_into().ok().expect("three");
     bob.is_silent();
-    assert_eq!(alice.interrupt(), ["alice has resigned"]);
+    assert_eq!(alice.interrupt().rest(), ["alice has resigned"]);
     bob.says("bob leads");
     observer.says("leader: bob");
     carol.is_silent();
     bob.kill();
     carol.says("carol leads");
     observer.says("leader: carol");
-    assert_eq!(carol.interrupt(), ["carol has resigned"]);
+    assert_eq!(carol.interrupt().rest(), ["carol has resigned"]);
 }
 
 fn wait_for_keys(cluster: &Cluster, prefix: &str, count: usize) {
@@ -176,7 +104,7 @@ fn wait_for_keys(cluster: &Cluster, prefix: &str, count: usize) {
 }
 
 fn queue(cluster: &Cluster) {
-    let run = |args: &[&str]| Running::example(cluster, "queue", args);
+    let run = |args: &[&str]| run(cluster, "queue", args);
     let jobs: Vec<String> = (0..12).map(|number| format!("job-{number}")).collect();
     let mut add = vec!["add"];
     add.extend(jobs.iter().map(String::as_str));
@@ -204,7 +132,7 @@ fn queue(cluster: &Cluster) {
 fn recipes(cluster: &Cluster) {
     let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/recipes.sh"));
     script.env("ETCDCTL", program());
-    let mut said = Running::start(cluster, script).rest();
+    let mut said = Running::start(pointed_at(cluster, &mut script)).rest();
     said[6..].sort();
     assert_eq!(
         said,

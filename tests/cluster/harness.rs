@@ -3,12 +3,14 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use braid_loadtest::process::{Process, Spec, free_port};
 use tempfile::TempDir;
+
+use crate::clients::output;
 
 /// How long a cluster may take to become what a test waits for. Debug builds on two busy cores are slow.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -26,7 +28,7 @@ pub fn braid() -> Command {
 
 /// Runs the program to its end.
 pub fn run(args: &[&str]) -> Output {
-    braid().args(args).stdin(Stdio::null()).output().expect("the program starts")
+    output(braid().args(args), b"")
 }
 
 /// Waits until `look` gives something.

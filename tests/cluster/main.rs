@@ -19,6 +19,7 @@
 //! port free when it comes back. One cluster runs at a time: they share the machine's few cores.
 
 mod admin;
+mod clients;
 mod compaction;
 mod consistency;
 mod differential;

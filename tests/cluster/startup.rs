@@ -7,6 +7,7 @@ use std::process::Output;
 use braid_loadtest::process::Process;
 use tempfile::tempdir;
 
+use crate::clients::output;
 use crate::harness::{Cluster, braid, free_url, must_run, run, spec, stop, texts, wait_for};
 
 /// The one line on stderr of a program that refused to start.
@@ -48,7 +49,7 @@ fn contradictory_flags_are_named() {
         (&["dev", "--regions", "2", "--split-keys", "m"], "give one of them"),
     ];
     for (args, expect) in cases {
-        let output = braid().args(args).args(["--data-dir", &data]).output().unwrap();
+        let output = output(braid().args(args).args(["--data-dir", &data]), b"");
         let line = refusal(&output, 1);
         assert!(line.contains(expect), "{args:?}: {line}");
         assert!(!dir.path().join("data").exists(), "{args:?} made a folder");
@@ -64,7 +65,7 @@ fn settings_come_from_flag_environment_file_in_this_order() {
         let mut command = braid();
         command.args(["dev", "--data-dir", "/nonexistent/x", "--config-file"]).arg(&file).args(flag);
         variable.map(|level| command.env("BRAID_LOG_LEVEL", level));
-        refusal(&command.output().unwrap(), 1)
+        refusal(&output(&mut command, b""), 1)
     };
     assert!(start(&[], None).contains("--log-level \"from-file\""));
     assert!(start(&[], Some("from-environment")).contains("--log-level \"from-environment\""));
@@ -132,7 +133,7 @@ fn a_folder_of_another_cluster_is_refused() {
     assert!(stop(&mut server).success());
 
     args.extend(texts(&["--initial-cluster-token", "other"]));
-    let output = braid().args(&args).output().unwrap();
+    let output = output(braid().args(&args), b"");
     let line = refusal(&output, 1);
     assert!(line.contains("belongs to cluster") && line.contains("--initial-cluster-token"), "{line}");
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::admin::Admin;
@@ -72,13 +73,14 @@ impl Schedule {
         tell: &mut impl FnMut(&str),
     ) -> anyhow::Result<Vec<Blow>> {
         let end = Instant::now() + plan.duration;
+        // A Ctrl-C during a blow counts as well.
+        let mut interrupts = signal(SignalKind::interrupt())?;
         let mut blows = Vec::new();
         // Room for the last blow to heal before the end.
         while Instant::now() + plan.every < end {
             tokio::select! {
                 () = sleep(plan.every / 2) => {}
-                interrupted = tokio::signal::ctrl_c() => {
-                    interrupted?;
+                _ = interrupts.recv() => {
                     tell("interrupted: what was recorded so far is judged");
                     return Ok(blows);
                 }
@@ -91,7 +93,10 @@ impl Schedule {
             tell(&format!("{fault}: {what}"));
             blows.push(Blow { fault, refused });
         }
-        sleep_until(end).await;
+        tokio::select! {
+            () = sleep_until(end) => {}
+            _ = interrupts.recv() => {}
+        }
         Ok(blows)
     }
 

@@ -1,19 +1,14 @@
 //! An unchanged etcdctl: what it prints of leases, and its own lock and election, which are recipes on the client's side.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::SPREAD;
 use super::client::{Client, Events};
-use crate::etcdctl::{Etcdctl, program};
+use crate::clients::Running;
+use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, PATIENCE, wait_for};
 
-/// Long for an answer that should not come, short for a test.
-const QUIET: Duration = Duration::from_millis(300);
 /// Processes that want the lock at once.
 const RIVALS: usize = 4;
 
@@ -89,64 +84,14 @@ pub async fn leases_are_told_in_etcds_words(cluster: &Cluster) {
     assert_eq!(ctl.lines(&["del", "ig"]), ["1"]);
 }
 
-/// etcdctl that runs on, and what it prints.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn start(cluster: &Cluster, args: &[&str]) -> Self {
-        let mut command = Command::new(program());
-        command.env("ETCDCTL_API", "3").env_remove("ETCDCTL_ENDPOINTS");
-        command.arg(format!("--endpoints={}", cluster.endpoints.join(","))).args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("etcdctl starts");
-        let output = child.stdout.take().expect("stdout is piped");
-        let (telling, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if telling.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, lines }
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a line")
-    }
-
-    fn is_silent(&self) {
-        assert_eq!(self.lines.recv_timeout(QUIET), Err(RecvTimeoutError::Timeout));
-    }
-
-    /// kill -9: it gives nothing up.
-    fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
-    }
-
-    /// As Ctrl-C: it gives up what it holds.
-    fn interrupt(mut self) {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a child's process id is not 0");
-        kill_process(pid, Signal::INT).expect("it can be signalled");
-        self.child.wait().expect("it ends");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
+/// etcdctl that runs on.
+fn run(cluster: &Cluster, args: &[&str]) -> Running {
+    Running::start(Etcdctl::of(cluster).command().args(args).stderr(Stdio::null()))
 }
 
 pub async fn a_lock_excludes_and_outlives_its_dead_holder(cluster: &Cluster) {
     let client = Client::at(&cluster.endpoints[0]);
-    let holder = Running::start(cluster, &["lock", "Qlock", "--ttl=2"]);
+    let holder = run(cluster, &["lock", "Qlock", "--ttl=2"]);
     let key = holder.line();
     assert!(key.starts_with("Qlock/"), "{key}");
 
@@ -154,7 +99,7 @@ pub async fn a_lock_excludes_and_outlives_its_dead_holder(cluster: &Cluster) {
     let room = cluster.path("room");
     let alone = format!("mkdir {room} && sleep 0.1 && rmdir {room} && echo alone");
     let rivals: Vec<Running> =
-        (0..RIVALS).map(|_| Running::start(cluster, &["lock", "Qlock", "--", "sh", "-c", &alone])).collect();
+        (0..RIVALS).map(|_| run(cluster, &["lock", "Qlock", "--", "sh", "-c", &alone])).collect();
     let started = Instant::now();
     while client.under("Qlock/").await.len() < 1 + RIVALS {
         assert!(started.elapsed() < PATIENCE, "{RIVALS} wait");
@@ -164,11 +109,8 @@ pub async fn a_lock_excludes_and_outlives_its_dead_holder(cluster: &Cluster) {
     let events = Events::start(&client).await;
     holder.kill();
     events.all_gone(&[key]).await;
-    for rival in &rivals {
-        assert_eq!(rival.line(), "alone");
-    }
-    for mut rival in rivals {
-        assert!(rival.child.wait().expect("it ends").success());
+    for rival in rivals {
+        assert_eq!(rival.rest(), ["alone"]);
     }
     assert_eq!(client.under("Qlock/").await, []);
 }
@@ -177,17 +119,17 @@ pub async fn an_election_passes_on(cluster: &Cluster) {
     let mut watcher = None;
     let mut leader: Option<Running> = None;
     for name in ["one", "two", "three"] {
-        let candidate = Running::start(cluster, &["elect", "gelect", name]);
+        let candidate = run(cluster, &["elect", "gelect", name]);
         if let Some(leader) = leader.take() {
             candidate.is_silent();
-            leader.interrupt();
+            leader.interrupt().end();
         }
         let key = candidate.line();
         assert!(key.starts_with("gelect/"), "{key}");
         assert_eq!(candidate.line(), name);
-        let watcher = watcher.get_or_insert_with(|| Running::start(cluster, &["elect", "-l", "gelect"]));
+        let watcher = watcher.get_or_insert_with(|| run(cluster, &["elect", "-l", "gelect"]));
         assert_eq!((watcher.line(), watcher.line()), (key, name.to_owned()));
         leader = Some(candidate);
     }
-    leader.expect("three candidates").interrupt();
+    leader.expect("three candidates").interrupt().end();
 }

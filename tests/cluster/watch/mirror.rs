@@ -1,38 +1,21 @@
 //! `etcdctl make-mirror` between braid and etcd, in both directions.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use braid_loadtest::cluster::Binary;
 use braid_loadtest::process::{Process, Spec};
 
-use crate::etcdctl::{Etcdctl, program};
+use crate::clients::Running;
+use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, free_url, http_get, wait_for};
 
 /// Copies what lies under a prefix, and then whatever changes there, until it is dropped.
-struct Mirror(Child);
-
-impl Mirror {
-    fn start(from: &str, to: &str, prefix: &str) -> Self {
-        let mut command = Command::new(program());
-        command.env("ETCDCTL_API", "3").env_remove("ETCDCTL_ENDPOINTS");
-        // It wants the destination without a scheme.
-        let to = to.strip_prefix("http://").expect("a URL of ours");
-        command.args([&format!("--endpoints={from}"), "make-mirror", &format!("--prefix={prefix}"), to]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(command.spawn().expect("etcdctl starts"))
-    }
-
-    fn must_run(&mut self) {
-        assert_eq!(self.0.try_wait().expect("it can be asked"), None, "make-mirror has ended");
-    }
-}
-
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        // It may have ended.
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
+fn mirror(from: &Etcdctl, to: &str, prefix: &str) -> Running {
+    // It wants the destination without a scheme.
+    let to = to.strip_prefix("http://").expect("a URL of ours");
+    let mut command = from.command();
+    command.args(["make-mirror", &format!("--prefix={prefix}"), to]).stderr(Stdio::null());
+    Running::start(&mut command)
 }
 
 /// One etcd.
@@ -58,14 +41,12 @@ fn mirrors_run_from_braid_to_etcd_and_from_etcd_to_braid() {
     let (_etcd, etcd_url) = etcd(&cluster);
     let braid_url = &cluster.endpoints[0];
     let (braid, etcd) = (Etcdctl::at(braid_url), Etcdctl::at(&etcd_url));
-    for (from, to, from_url, to_url, prefix) in
-        [(&braid, &etcd, braid_url, &etcd_url, "/to/"), (&etcd, &braid, &etcd_url, braid_url, "/back/")]
-    {
+    for (from, to, to_url, prefix) in [(&braid, &etcd, &etcd_url, "/to/"), (&etcd, &braid, braid_url, "/back/")] {
         let key = |name: &str| format!("{prefix}{name}");
         from.put(&key("a"), "was there");
         from.put(&key("t"), "was there");
-        let mut mirror = Mirror::start(from_url, to_url, prefix);
-        let is_same = |mirror: &mut Mirror| {
+        let mut mirror = mirror(from, to_url, prefix);
+        let is_same = |mirror: &mut Running| {
             mirror.must_run();
             let all = |side: &Etcdctl| side.lines(&["get", "--prefix", prefix]);
             (all(from) == all(to)).then_some(())
