@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::types::{Output, Url};
+use super::types::{Output, Url, endpoint};
 
 pub mod region;
 pub mod scheduler;
@@ -18,7 +18,7 @@ use store::StoreCommand;
 #[derive(Args, Clone, Debug)]
 pub struct AdminArgs {
     /// Client addresses of the cluster; the first one that answers is used
-    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = "http://127.0.0.1:2379", global = true)]
+    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = "http://127.0.0.1:2379", global = true, value_parser = endpoint)]
     pub endpoints: Vec<Url>,
 
     /// How the answer looks

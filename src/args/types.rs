@@ -42,6 +42,12 @@ impl FromStr for Url {
     }
 }
 
+/// A URL of `--endpoints`, where etcdctl takes `host:port` as well.
+pub fn endpoint(text: &str) -> Result<Url, AddressError> {
+    let text = text.trim();
+    if text.contains("://") { text.parse() } else { format!("http://{text}").parse() }
+}
+
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "http://{}", self.addr)
@@ -199,6 +205,16 @@ mod tests {
         assert_eq!(read("99ms"), Err(NoticeIntervalError::TooShort("99ms".to_owned())));
         for text in ["", "5", "often", "-"] {
             assert_eq!(read(text), Err(NoticeIntervalError::NoDuration(text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn an_endpoint_needs_no_scheme() {
+        for text in ["127.0.0.1:2379", " http://127.0.0.1:2379"] {
+            assert_eq!(endpoint(text).unwrap().to_string(), "http://127.0.0.1:2379");
+        }
+        for text in ["", "localhost", "https://127.0.0.1:2379", "unix://x"] {
+            assert!(endpoint(text).is_err(), "{text}");
         }
     }
 

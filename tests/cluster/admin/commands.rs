@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{region, regions, scheduled_regions, stores_of};
+use super::{region, regions, scheduled_regions, stores_of, transfer_leader};
 use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, wait_for};
 
@@ -137,7 +137,7 @@ fn regions_change(cluster: &Cluster) {
     let leader = region(cluster, right)["leader_store"].as_u64().unwrap();
     let other = stores_of(&region(cluster, right)).into_iter().find(|store| *store != leader).unwrap().to_string();
     let right_id = right.to_string();
-    cluster.admin(&["region", "transfer-leader", &right_id, "--to", &other]);
+    transfer_leader(cluster, &right_id, &other);
 
     wait_for("the new leader to find its followers caught up", || {
         let region = region(cluster, right);

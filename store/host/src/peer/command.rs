@@ -85,8 +85,11 @@ impl Peer {
         }
         let progress = self.raw.raft.prs().get(to).ok_or("the target is no voter of the region")?;
         let lag = self.raw.raft.raft_log.last_index() - progress.matched;
-        if lag > TRANSFER_LAG_MAX || !progress.recent_active {
-            return Err(format!("the target lacks {lag} entries or does not answer"));
+        if lag > TRANSFER_LAG_MAX {
+            return Err(format!("the target lacks {lag} entries: try again when it has caught up"));
+        }
+        if !progress.recent_active {
+            return Err("the target has not answered its leader lately: if its store is up, try again".to_owned());
         }
         Ok(self.ticks + 2 * env.timing.election_ticks as u64)
     }
