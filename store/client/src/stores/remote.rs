@@ -81,18 +81,25 @@ impl RegionService for Remote {
 impl Shared {
     async fn run(self: &Arc<Self>) {
         let mut pause = Pause::default();
+        // Why it could not be reached, said once: a store may be away for days.
+        let mut said = String::new();
         loop {
             std::future::poll_fn(|context| self.outbox.poll_waiting(context)).await;
             let mut stood = Duration::ZERO;
             match self.connect().await {
                 Ok(answers) => {
+                    said.clear();
                     let begun = Instant::now();
                     let end = self.serve(answers).await;
                     tracing::info!(store = %self.store_id, address = self.address, why = %end, "lost a store's connection");
                     stood = begun.elapsed();
                 }
                 Err(why) => {
-                    tracing::info!(store = %self.store_id, address = self.address, %why, "cannot reach a store");
+                    let why = why.to_string();
+                    if why != said {
+                        tracing::info!(store = %self.store_id, address = self.address, why, "cannot reach a store");
+                        said = why;
+                    }
                 }
             }
             metrics::counter!("braid_proxy_store_disconnects_total").increment(1);
