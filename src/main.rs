@@ -19,6 +19,7 @@ mod memory;
 mod metrics;
 mod roles;
 mod stop;
+mod threads;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -39,8 +40,12 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<ExitCode> {
-    // One worker thread for each core.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads::for_requests(&cli.command, cores))
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
     runtime.block_on(async {
         tokio::spawn(memory::give_back());
         match cli.command {

@@ -26,6 +26,10 @@ pub struct ProcessArgs {
     /// More addresses that serve /metrics and /health, beside the client address
     #[arg(long, value_name = "URLS", value_delimiter = ',')]
     pub listen_metrics_urls: Vec<Url>,
+
+    /// Threads that serve requests; the default is every core for a proxy, elsewhere all but a quarter of them, at least one
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub worker_threads: Option<u16>,
 }
 
 /// How clients reach the process, and what they may ask.
