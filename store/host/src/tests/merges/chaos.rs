@@ -74,7 +74,7 @@ fn drive(cluster: &Cluster, counts: &mut Counts, give_up: bool) {
 }
 
 /// As placement would: destroys peers that are none any more. Who is no member, the newest leader's region says; a region
-/// that nobody leads and that others hold was taken in.
+/// that nobody leads, and whose range as anybody knows it others hold, was taken in.
 fn bury_the_lonely(cluster: &Cluster) {
     let leaders = leaders(cluster);
     for node in cluster.nodes.values() {
@@ -84,7 +84,13 @@ fn bury_the_lonely(cluster: &Cluster) {
                 Some((_, handle, _)) => _ = node.host.destroy_peer(id, peer, handle.region().region_epoch()),
                 None => {
                     let range = node.host.handle(id).map(|handle| handle.region().range());
-                    let taken = range.is_some_and(|range| {
+                    // One that was split while its leader is away is not gone: who has applied the split knows.
+                    let split = cluster
+                        .nodes
+                        .values()
+                        .filter_map(|node| node.host.handle(id))
+                        .any(|other| other.region().region_epoch().version > epoch.version);
+                    let taken = range.filter(|_| !split).is_some_and(|range| {
                         leaders.values().any(|(_, other, _)| {
                             let other = other.region();
                             other.id != id.0
@@ -278,10 +284,9 @@ fn settle(cluster: &Cluster, counts: &mut Counts) {
             drive(cluster, counts, true);
             bury_the_lonely(cluster);
             let leaders = leaders(cluster);
-            seen = format!(
-                "{:?}",
-                cluster.nodes.iter().map(|(host, node)| (host, node.host.handles())).collect::<Vec<_>>()
-            );
+            let here =
+                |host| cluster.nodes[&host].host.handles().into_iter().map(|peer| (peer.region(), peer)).collect();
+            seen = format!("{:#?}", (1..=4).map(|host| (host, here(host))).collect::<Vec<(u64, Vec<_>)>>());
             let mut regions: Vec<(Region, PeerHandle, Term)> =
                 leaders.into_values().map(|(_, handle, term)| ((*handle.region()).clone(), handle, term)).collect();
             regions.sort_by(|a, b| a.0.start.cmp(&b.0.start));
