@@ -1,5 +1,5 @@
 //! Programs that talk to a cluster: run to their end, or watched while they run. Each has a process group of its own, so
-//! that nothing it has started outlives it, and none is waited for longer than [`PATIENCE`].
+//! that one that is killed takes along what it has started, and none is waited for longer than [`PATIENCE`].
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
