@@ -217,8 +217,15 @@ async fn a_region_is_split_at_half_its_size() {
     let (left, right) = (by_size.left.expect("a left half"), by_size.right.expect("a right half"));
     assert!(user_key(b"k130") < right.start && right.start < user_key(b"k170"), "{right:?}");
     assert_eq!((left.end, right.end.len()), (right.start, 0));
-    let cut = RegionEpoch { conf_ver: 1, version: 2 };
-    assert_eq!((left.epoch, right.epoch), (Some(cut), Some(cut)));
+    let cut = |version| Some(RegionEpoch { conf_ver: 1, version });
+    assert_eq!((left.epoch, right.epoch), (cut(2), cut(2)));
+
+    // What the other half holds counts no more.
+    let again = split(&cluster, By::Size, 3).await;
+    let (left, right) = (again.left.expect("a left half"), again.right.expect("a right half"));
+    assert!(user_key(b"k050") < right.start && right.start < user_key(b"k100"), "{right:?}");
+    assert_eq!(left.end, right.start);
+    assert_eq!((left.epoch, right.epoch), (cut(3), cut(3)));
 }
 
 // Loads in clusters of their own: how much of one still counts after another depends on how fast each was.

@@ -91,7 +91,7 @@ fn a_region_is_split_where_asked_and_serves_on() {
 }
 
 /// Has `store` lead a region. Refused as long as the region's leader has not heard of the new one since it leads.
-pub fn transfer_leader(cluster: &Cluster, region: &str, store: &str) {
+fn transfer_leader(cluster: &Cluster, region: &str, store: &str) {
     wait_for("leadership to be handed over", || {
         let output = cluster.admin_output(&["region", "transfer-leader", region, "--to", store]);
         let said = String::from_utf8_lossy(&output.stderr);

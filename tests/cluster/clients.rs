@@ -36,8 +36,7 @@ pub fn output(command: &mut Command, input: &[u8]) -> Output {
         let [stdout, stderr] = [&stdout, &stderr].map(|said| String::from_utf8_lossy(said));
         panic!("{command:?} has not ended within {PATIENCE:?}; it said:\n{stdout}\n{stderr}");
     };
-    // Not read to its end by a program that refuses it: that is its own affair.
-    _ = writer.join().expect("the writer does not panic");
+    writer.join().expect("the writer does not panic").expect("the program reads its input");
     Output { status, stdout, stderr }
 }
 

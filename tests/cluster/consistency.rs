@@ -12,7 +12,6 @@ use braid_proto::pb::AwaitDroppedRequest;
 use rocksdb::{DB, Options};
 use serde_json::Value;
 
-use crate::admin::transfer_leader;
 use crate::etcdctl::Etcdctl;
 use crate::harness::{Cluster, PATIENCE, stop, wait_for};
 use crate::kill::wait_whole;
@@ -78,7 +77,10 @@ fn every_endpoint_has_one_hash_through_splits_leader_changes_restarts_and_compac
     }
     for target in ["1", "2", "3"] {
         for region in regions(&cluster) {
-            transfer_leader(&cluster, &region.to_string(), target);
+            wait_for("a leader to move", || {
+                let order = ["region", "transfer-leader", &region.to_string(), "--to", target];
+                cluster.admin_output(&order).status.success().then_some(())
+            });
         }
         same("changes of leaders");
     }
